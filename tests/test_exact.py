@@ -1,0 +1,90 @@
+"""Pipelined training equals its one-process reference bit for bit (design: exactness is the test)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import harness, reference, toy
+from worker.spec.cluster import ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
+from worker.stash import WeightStash
+
+PARTITIONS = [[6], [3, 3], [1, 2, 2, 1]]
+MODEL, DATA = toy.model(), toy.Data()
+
+
+def spec(sync_mode: str, schedule: str = "1f1b", steps: int = 10, **optimizer: object) -> ClusterSpec:
+    per_step = 5 if sync_mode == "bsp" else None
+    return ClusterSpec(
+        machines=["cpu"],
+        pipeline=PipelineSpec(sync_mode=sync_mode, schedule=schedule, minibatches_per_step=per_step),
+        optimizer=OptimizerSpec(
+            **{"lr": 1e-2, "clip_grad_norm": 0.5, "warmup_steps": 3, "schedule": "linear"} | optimizer
+        ),
+        run=RunSpec(steps=steps, seed=3, stall_timeout=20.0),
+    )
+
+
+def assert_equal(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert weights.keys() == expected.keys()
+    wrong = [name for name in weights if not torch.equal(weights[name], expected[name])]
+    assert not wrong
+
+
+@pytest.mark.parametrize("recompute", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("partition", PARTITIONS, ids=str)
+@pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
+def test_bsp_equals_one_process(schedule: str, partition: list[int], recompute: float, tmp_path: Path) -> None:
+    job = harness.job_of(spec("bsp", schedule), partition, recompute)
+    assert_equal(harness.train(job, MODEL, DATA, tmp_path), reference.bsp(job.spec, MODEL, DATA))
+
+
+@pytest.mark.parametrize("recompute", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("partition", PARTITIONS, ids=str)
+def test_asp_equals_its_replay(partition: list[int], recompute: float, tmp_path: Path) -> None:
+    job = harness.job_of(spec("asp", steps=20), partition, recompute)
+    assert_equal(harness.train(job, MODEL, DATA, tmp_path), reference.asp(job.spec, MODEL, DATA, partition))
+
+
+@pytest.mark.parametrize("name", ["adam", "nadam", "sgd"])
+@pytest.mark.parametrize("sync_mode", ["asp", "bsp"])
+def test_every_optimizer_is_exact(sync_mode: str, name: str, tmp_path: Path) -> None:
+    momentum = {"momentum": 0.9} if name == "sgd" else {}
+    job = harness.job_of(spec(sync_mode, name=name, clip_grad_norm=None, schedule="cosine", **momentum), [3, 3])
+    expected = {
+        "asp": lambda: reference.asp(job.spec, MODEL, DATA, [3, 3]),
+        "bsp": lambda: reference.bsp(job.spec, MODEL, DATA),
+    }
+    assert_equal(harness.train(job, MODEL, DATA, tmp_path), expected[sync_mode]())
+
+
+def test_untied_model_is_exact(tmp_path: Path) -> None:
+    model = toy.model(tied=False)
+    job = harness.job_of(spec("asp"), [2, 2, 2])
+    assert_equal(harness.train(job, model, DATA, tmp_path), reference.asp(job.spec, model, DATA, [2, 2, 2]))
+
+
+def test_backward_with_the_newest_weights_is_caught(tmp_path: Path) -> None:
+    """A mutant that updates in place under graphs in flight, as if nothing were stashed."""
+
+    def mutate() -> None:
+        WeightStash.before_update = lambda self: None  # type: ignore[method-assign]
+
+    job = harness.job_of(spec("asp", steps=20), [3, 3])
+    with pytest.raises(AssertionError):
+        assert_equal(harness.train(job, MODEL, DATA, tmp_path, mutate), reference.asp(job.spec, MODEL, DATA, [3, 3]))
+
+
+def test_recomputing_with_the_newest_weights_is_caught(tmp_path: Path) -> None:
+    """A mutant that recomputes a graph on the current version instead of its own."""
+    install = WeightStash.install
+
+    def mutate() -> None:
+        WeightStash.install = lambda self, version: install(self, self.current)  # type: ignore[method-assign]
+
+    job = harness.job_of(spec("asp", steps=20), [3, 3], 1.0)
+    with pytest.raises(AssertionError):
+        assert_equal(harness.train(job, MODEL, DATA, tmp_path, mutate), reference.asp(job.spec, MODEL, DATA, [3, 3]))

@@ -1,0 +1,65 @@
+"""`python -m worker --job JOB.json --rank N --attempt K`: one rank as a process.
+
+Its environment names the rendezvous (see ``worker.rendezvous``). What it knows of its own failure goes to
+attempt-K/rank-N.error.json, from which hostd tells causes from consequences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from worker.errors import PeerLost, StallError, VpipeError
+from worker.rendezvous import Rendezvous
+from worker.spec.files import RunFiles, write_atomic
+from worker.spec.job import Job
+from worker.train import train
+
+
+def main() -> int:
+    """Run one rank; returns its exit status."""
+    arguments = _arguments()
+    files = RunFiles(arguments.job.parent)
+    try:
+        job = Job.model_validate_json(arguments.job.read_text())
+        rendezvous = Rendezvous.from_environment(arguments.rank, len(job.ranks), job.spec.run.start_timeout)
+        train(job, arguments.rank, files, arguments.attempt, _cache(), rendezvous)
+    except Exception as error:
+        if not isinstance(error, VpipeError):
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        _record(files.error(arguments.attempt, arguments.rank), error)
+        return 1
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m worker", description="One rank of a vpipe job.")
+    parser.add_argument("--job", type=Path, required=True)
+    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--attempt", type=int, default=1)
+    return parser.parse_args()
+
+
+def _cache() -> Path:
+    """Where prepared data is kept between runs."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vpipe"
+    return Path(os.environ.get("VPIPE_CACHE") or default)
+
+
+def _record(path: Path, error: Exception) -> None:
+    """A stall names the one that was waited for, so like a lost peer it is rarely the cause itself."""
+    message = str(error) if isinstance(error, VpipeError) else f"{type(error).__name__}: {error}"
+    consequence = isinstance(error, (PeerLost, StallError))
+    write_atomic(path, json.dumps({"message": message, "consequence": consequence}) + "\n")
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    # Not sys.exit: with operations pending, the process group's destructor may wait for ranks that are gone.
+    os._exit(status)

@@ -1,0 +1,119 @@
+"""From a job to one rank's StageRuntime: only the rank's own stage ever gets storage."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+import torch
+from torch import nn
+
+from worker import models, schedule
+from worker.communication import Communicator
+from worker.data.base import Signature, TensorSpec
+from worker.flow import Flow, trace
+from worker.metrics import StepClock, Stopwatch
+from worker.models.base import Model
+from worker.runtime import LOSS_WEIGHTS, Feed, StageRuntime, UpdateRule
+from worker.schedule import Action
+from worker.spec.cluster import ClusterSpec
+from worker.spec.job import Job, Plan
+from worker.spec.records import StepMetrics
+from worker.stage import Stage
+from worker.stash import WeightStash
+from worker.topology import Tie, Topology
+
+
+def actions(spec: ClusterSpec, stage: int, stages: int) -> Iterator[Action]:
+    """All Actions of one stage over the whole run."""
+    pipeline = spec.pipeline
+    in_flight = None if pipeline.in_flight == "auto" else pipeline.in_flight
+
+    def over(minibatches: range) -> Iterator[Action]:
+        return schedule.actions(pipeline.schedule, pipeline.sync_mode, stage, stages, minibatches, in_flight)
+
+    if pipeline.sync_mode == "asp":
+        return over(range(spec.run.steps))
+    per_step = minibatches_per_step(spec)
+    return chain.from_iterable(over(range(n * per_step, (n + 1) * per_step)) for n in range(spec.run.steps))
+
+
+def minibatches_per_step(spec: ClusterSpec) -> int:
+    """Minibatches between two updates: 1 under ASP."""
+    return spec.pipeline.minibatches_per_step or 1
+
+
+class Builder:
+    """Everything about a job that does not depend on the rank, and the parts of one rank built from it.
+
+    Raises ModelError when the model cannot be walked on the meta device.
+    """
+
+    def __init__(self, job: Job, model: Model, signature: Signature, stage: int, device: torch.device) -> None:
+        self.job = job
+        self.model = model
+        self.signature = signature
+        self.flow = trace(model, signature)
+        self.device = device
+        self.topology = _topology(job.plan, self.flow, signature, len(model.losses), stage)
+
+    def digest(self) -> str:
+        """SHA-256 over job, code, and the shapes of everything that travels: what all ranks must agree on."""
+        cuts = [sorted(cut.specs.items()) for cut in self.flow.cuts]
+        return hashlib.sha256(f"{self.job.digest()} {cuts} {self.topology.names()}".encode()).hexdigest()
+
+    def runtime(
+        self, feed: Callable[[int], Feed] | None, waiting: Stopwatch, report: Callable[[StepMetrics], None]
+    ) -> StageRuntime:
+        """The runtime of this rank's stage, its parameters materialised and initialised."""
+        spec, topology = self.job.spec, self.topology
+        communicator = Communicator(topology.names(), self.device, spec.run.stall_timeout, waiting)
+        everywhere = self.flow.parameters if spec.pipeline.sync_mode == "bsp" else None
+        return StageRuntime(
+            topology,
+            self._stage(),
+            communicator,
+            UpdateRule(spec.optimizer, spec.run.steps, everywhere),
+            StepClock(waiting, spec.data.minibatch_size, self.device, report),
+            feed,
+            {tie.owner_stage: actions(spec, tie.owner_stage, topology.stages) for tie in topology.borrowed},
+        )
+
+    def _stage(self) -> Stage:
+        stage = self.topology.stage
+        indices = self.job.plan.layers_of(stage)
+        layers = [self.model.layers[index] for index in indices]
+        modules = [self._materialised(index) for index in indices]
+        named = {layer.name: module for layer, module in zip(layers, modules, strict=True)}
+        return Stage(
+            indices.start,
+            layers,
+            modules,
+            WeightStash(named, self.flow.tied),
+            self.topology.incoming,
+            self.topology.outgoing,
+            self.job.plan.recompute_ratio[stage],
+            self.job.spec.run.seed,
+            self.device,
+        )
+
+    def _materialised(self, index: int) -> nn.Module:
+        module = self.flow.modules[index].to_empty(device=self.device)
+        models.initialise(self.model.layers[index].name, module, self.job.spec.run.seed)
+        return module.train()
+
+
+def _topology(plan: Plan, flow: Flow, signature: Signature, terms: int, stage: int) -> Topology:
+    starts = [plan.layers_of(index).start for index in range(plan.stages)]
+
+    def stage_of(parameter: str) -> int:
+        return max(index for index, start in enumerate(starts) if start <= flow.holders[parameter])
+
+    ties = [Tie(b, owner, stage_of(b), stage_of(owner), flow.spec(owner)) for b, owner in flow.tied.items()]
+    return Topology(
+        stage=stage,
+        cuts=tuple(flow.cuts[start] for start in starts),
+        targets={**signature.targets, LOSS_WEIGHTS: TensorSpec((terms,), torch.float32)},
+        ties=tuple(tie for tie in ties if tie.borrower_stage != tie.owner_stage),
+    )

@@ -1,0 +1,157 @@
+"""Tensors between ranks, by tensor tag: receives are posted ahead, sends are not waited for until their end is certain.
+
+A tensor tag numbers what travels (which tensor, which direction). On the wire it is joined by the minibatch, so a
+message can only ever be received as what it is: one that came out of order is not taken for another, it is missed and
+named. Gloo itself accepts a wrong length or dtype in silence; so ``train`` agrees on all shapes before the first step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from worker.data.base import TensorSpec
+from worker.errors import PeerLost, StallError
+from worker.metrics import Stopwatch
+
+
+@dataclass(frozen=True)
+class Address:
+    """What travels between which ranks: the same value on both sides."""
+
+    what: str
+    source: int
+    destination: int
+    minibatch: int
+
+    def __str__(self) -> str:
+        return f"{self.what} of minibatch {self.minibatch}, rank {self.source} -> rank {self.destination}"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A tensor that another rank will send."""
+
+    address: Address
+    spec: TensorSpec
+
+
+class Communicator:
+    """Point-to-point messages of one rank over the default process group.
+
+    Args:
+        names: everything that may travel, in the same order on every rank: a name's position is its tensor tag.
+        timeout: seconds until a wait raises StallError.
+        waiting: runs while this rank waits for others.
+    """
+
+    MAX_UNFINISHED = 64
+    """Sends kept unwaited for; more than any schedule leaves open at once for long."""
+
+    def __init__(self, names: Iterable[str], device: torch.device, timeout: float, waiting: Stopwatch) -> None:
+        self._tags = {name: tag for tag, name in enumerate(names)}
+        self._device = device
+        self._timeout = timeout
+        self._sends: deque[tuple[dist.Work, Tensor, Address]] = deque()
+        self._waiting = waiting
+
+    def post(self, expected: Expected) -> Receive:
+        """Start to receive; the tensor is there once ``Receive.wait`` returns."""
+        buffer = torch.empty(expected.spec.shape, dtype=expected.spec.dtype, device=self._device)
+        address = expected.address
+        with _explained(address):
+            work = dist.irecv(buffer, address.source, tag=self._wire_tag(address))
+        assert work is not None
+        return Receive(self, work, buffer, address)
+
+    def send(self, tensor: Tensor, address: Address) -> None:
+        """Start to send ``tensor``, which must not be written to until the destination has it."""
+        tensor = tensor.detach().contiguous()
+        with _explained(address):
+            work = dist.isend(tensor, address.destination, tag=self._wire_tag(address))
+        assert work is not None
+        self._sends.append((work, tensor, address))
+        if len(self._sends) > self.MAX_UNFINISHED:
+            self._finish_oldest()
+
+    def finish(self) -> None:
+        """Wait until every send has left."""
+        while self._sends:
+            self._finish_oldest()
+
+    def sum_over_ranks(self, tensor: Tensor, what: str) -> Tensor:
+        """The element-wise sum over all ranks, in place."""
+        with _explained(what), self._waiting:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def wait(self, work: dist.Work, address: Address) -> None:
+        """Wait for one operation.
+
+        Raises StallError after the timeout and PeerLost when the connection breaks, naming what was waited for.
+        """
+        with _explained(address), self._waiting:
+            work.wait(timedelta(seconds=self._timeout))
+
+    def _finish_oldest(self) -> None:
+        work, _, address = self._sends.popleft()
+        self.wait(work, address)
+
+    def _wire_tag(self, address: Address) -> int:
+        return (address.minibatch * len(self._tags) + self._tags[address.what]) % 2**31
+
+
+@dataclass(frozen=True)
+class Receive:
+    """A receive that has been posted."""
+
+    communicator: Communicator
+    work: dist.Work
+    buffer: Tensor
+    address: Address
+
+    def wait(self) -> Tensor:
+        """The tensor, once it has arrived."""
+        self.communicator.wait(self.work, self.address)
+        return self.buffer
+
+
+class Inbox:
+    """Receives of a rank in the order of its actions, posted a few actions ahead.
+
+    Args:
+        expected: for each action, what it needs from other ranks.
+        ahead: how many actions beyond the present one are posted; each may hold a buffer.
+    """
+
+    def __init__(self, communicator: Communicator, expected: Iterator[list[Expected]], ahead: int = 4) -> None:
+        self._communicator = communicator
+        self._expected = expected
+        self._ahead = ahead
+        self._posted: deque[list[Receive]] = deque()
+
+    def take(self) -> dict[str, Tensor]:
+        """What the next action needs, by name, once all of it is there."""
+        while len(self._posted) <= self._ahead and (batch := next(self._expected, None)) is not None:
+            self._posted.append([self._communicator.post(expected) for expected in batch])
+        return {receive.address.what: receive.wait() for receive in self._posted.popleft()}
+
+
+@contextmanager
+def _explained(what: Address | str) -> Iterator[None]:
+    """Turns what the backend raises into an error that names what was waited for."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).splitlines()[0]
+        if "timed out" in text.lower():
+            hint = "run.stall_timeout sets the limit, in seconds"
+            raise StallError(f"waited too long for {what}", hint) from error
+        raise PeerLost(f"lost the connection while waiting for {what} ({text})") from error

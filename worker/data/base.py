@@ -1,0 +1,47 @@
+"""What a source of minibatches is: a pure function of the minibatch's number, so that any rank, replica or resumed run
+reads the same data for the same number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of a tensor that is not there yet."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What every minibatch of a source looks like, known without reading any data."""
+
+    inputs: Mapping[str, TensorSpec]
+    targets: Mapping[str, TensorSpec]
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """Tensors by name, and for each loss term of the model the number of real targets in them."""
+
+    inputs: Mapping[str, torch.Tensor]
+    targets: Mapping[str, torch.Tensor]
+    counts: tuple[int, ...]
+
+
+class Source(Protocol):
+    """Minibatches by number, without end: after the last record the next epoch begins, in another order."""
+
+    signature: Signature
+    baseline_loss: float
+    """Mean loss of always guessing by how frequent each target is, in nats."""
+
+    def minibatch(self, number: int) -> Minibatch:
+        """Minibatch ``number`` >= 0: the same tensors whenever and wherever it is asked for."""
+        ...

@@ -1,0 +1,179 @@
+"""Numbers per step: where a rank's time went, what it lost, what it held."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from worker.schedule import Kind
+from worker.spec.records import StageResult, StepMetrics
+
+
+class Stopwatch:
+    """Seconds spent inside ``with stopwatch:`` so far."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._started = 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.seconds += time.perf_counter() - self._started
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: the process's resident set on a CPU, what was allocated on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update says of itself: means by loss term (last stage only), learning rate, gradient norm if computed."""
+
+    losses: list[float]
+    rate: float
+    norm: float | None
+
+
+class StepClock:
+    """Adds up what the actions of one step cost, and what they gave.
+
+    Args:
+        waiting: runs whenever the rank waits for another or for data; that time is not the action's own.
+        report: receives the numbers of each step.
+    """
+
+    def __init__(
+        self,
+        waiting: Stopwatch,
+        samples_per_minibatch: int,
+        device: torch.device,
+        report: Callable[[StepMetrics], None],
+    ) -> None:
+        self._waiting = waiting
+        self._samples = samples_per_minibatch
+        self._device = device
+        self._report = report
+        self._step = 0
+        self._step_ended = time.perf_counter()
+        self._begin_step()
+
+    def _begin_step(self) -> None:
+        self._busy = dict.fromkeys(Kind, 0.0)
+        self._minibatches = 0
+        self._waited_before = self._waiting.seconds
+
+    def start(self) -> None:
+        """Begin an action, the wait for its tensors included."""
+        self._started = time.perf_counter()
+        self._waited = self._waiting.seconds
+
+    def stop(self, kind: Kind) -> None:
+        """End the action begun last."""
+        waited = self._waiting.seconds - self._waited
+        self._busy[kind] += time.perf_counter() - self._started - waited
+        self._minibatches += kind is Kind.BACKWARD
+
+    def end_step(self, update: Update) -> None:
+        """Report the step that ``update`` has just ended."""
+        now = time.perf_counter()
+        self._step += 1
+        self._report(
+            StepMetrics(
+                step=self._step,
+                time=time.time(),
+                samples=self._minibatches * self._samples,
+                loss=update.losses[0] if update.losses else None,
+                other_losses=update.losses[1:],
+                lr=update.rate,
+                forward=self._busy[Kind.FORWARD],
+                backward=self._busy[Kind.BACKWARD],
+                update=self._busy[Kind.UPDATE],
+                wait=self._waiting.seconds - self._waited_before,
+                seconds=now - self._step_ended,
+                memory=peak_memory(self._device),
+                grad_norm=update.norm,
+            )
+        )
+        self._step_ended = now
+        self._begin_step()
+
+
+class MetricsFile:
+    """Appends the steps of one rank to metrics/rank-N.jsonl, at most ``FLUSH_SECONDS`` late, and sums them up."""
+
+    FLUSH_SECONDS = 0.2
+
+    def __init__(self, path: Path, steps: int) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        self._file = path.open("a", encoding="utf-8")
+        self._flushed = 0.0
+        self.totals = Totals(tail=max(10, steps // 20))
+
+    def write(self, step: StepMetrics) -> None:
+        """Add one step."""
+        self.totals.add(step)
+        self._file.write(step.model_dump_json(exclude_defaults=True) + "\n")
+        if step.time - self._flushed > self.FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = step.time
+
+    def close(self) -> None:
+        """Write out what is left."""
+        self._file.close()
+
+
+@dataclass
+class Totals:
+    """A whole run in sums. The first step, which waits for the pipeline to fill, is left out when there are others."""
+
+    tail: int
+    steps: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    all_seconds: float = 0.0
+    busy: float = 0.0
+    memory: int = 0
+
+    def __post_init__(self) -> None:
+        self.losses: list[float] = []
+
+    def add(self, step: StepMetrics) -> None:
+        """Count one step."""
+        self.steps += 1
+        if self.steps == 2:
+            self.samples, self.seconds, self.busy = 0, 0.0, 0.0
+        self.samples += step.samples
+        self.seconds += step.seconds
+        self.all_seconds += step.seconds
+        self.busy += step.forward + step.backward + step.update
+        self.memory = step.memory
+        if step.loss is not None:
+            self.losses = [*self.losses[1 - self.tail :], step.loss]
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss of the last ``tail`` steps."""
+        return sum(self.losses) / len(self.losses) if self.losses else None
+
+    def stage_result(self, stage: int, rank: int, layers: int, samples_per_minibatch: int) -> StageResult:
+        """What this rank reports of itself at the end."""
+        return StageResult(
+            stage=stage,
+            rank=rank,
+            layers=layers,
+            stage_seconds=self.busy / max(1, self.samples // samples_per_minibatch),
+            idle_share=max(0.0, 1 - self.busy / self.seconds),
+            peak_memory_bytes=self.memory,
+        )

@@ -1,0 +1,160 @@
+"""cluster.yml as typed values: one section per class, named after the module that obeys it.
+
+Values are checked here; ``vpipe_cli.config`` adds the place of each mistake in the file. Numbers are strict: a string
+is never taken for one. A field's description is the manual: ``vpipe config schema`` and ``vpipe init`` print it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """A strict, immutable group of settings: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class BertSpec(Section):
+    """BERT as a list of layers: embeddings, an attention and a feed-forward half per encoder layer, the head."""
+
+    name: Literal["bert"] = Field("bert", description="the model family")
+    hidden_size: Count = Field(128, description="width of the hidden state")
+    num_layers: Count = Field(4, description="encoder layers; each is two layers of the pipeline")
+    num_heads: Count = Field(4, description="attention heads; must divide hidden_size")
+    intermediate_size: Count | None = Field(None, description="width of the feed-forward part; default 4 x hidden_size")
+    dropout: Probability = Field(0.1, description="dropout of hidden states and of attention weights")
+
+    sentence_order: bool = Field(False, description="also train to tell whether two passages stand in their own order")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> BertSpec:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) must divide hidden_size ({self.hidden_size})")
+        return self
+
+    @property
+    def layer_count(self) -> int:
+        """Number of layers a cut may fall between."""
+        return 2 * self.num_layers + 2
+
+
+class DataSpec(Section):
+    """Where minibatches come from."""
+
+    source: Literal["python-stdlib", "text"] = Field(
+        "python-stdlib", description="python-stdlib: the interpreter's own .py files; text: your file or folder"
+    )
+    path: str | None = Field(None, description="the file or folder of `source: text`")
+    sequence_length: Annotated[int, Field(ge=8)] = Field(128, description="tokens per sequence")
+    minibatch_size: Count = Field(8, description="sequences per minibatch")
+    vocab_size: Annotated[int, Field(ge=300)] = Field(
+        8192, description="entries of the tokenizer trained on the corpus"
+    )
+    mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.15, description="share of tokens to predict")
+
+    @model_validator(mode="after")
+    def _path_with_text(self) -> DataSpec:
+        if self.source == "text" and self.path is None:
+            raise ValueError("source: text needs a path: the file or folder to read")
+        if self.source != "text" and self.path is not None:
+            raise ValueError(f"path belongs to `source: text`, not to `source: {self.source}`")
+        return self
+
+
+class PipelineSpec(Section):
+    """How the model is cut and how minibatches flow through the cuts."""
+
+    stages: Count | None = Field(None, description="number of stages; default: one per device in machines")
+    partition: Literal["auto"] | list[Count] = Field(
+        "auto", description="layers per stage, or auto to balance their cost"
+    )
+    recompute_ratio: Ratio | list[Ratio] = Field(
+        0.0,
+        description="share of a stage's layers, from its end, whose activations are recomputed; or one per stage",
+    )
+    sync_mode: Literal["asp", "bsp"] = Field(
+        "asp", description="asp: update after every backward, with weight stashing; bsp: flush, then update"
+    )
+    schedule: Literal["1f1b", "gpipe"] = Field("1f1b", description="order of forwards and backwards; gpipe needs bsp")
+    minibatches_per_step: Count | None = Field(None, description="bsp: minibatches between two updates; default 8")
+    in_flight: Literal["auto"] | Count = Field(
+        "auto", description="minibatches admitted at once; auto: the schedule's own"
+    )
+
+    @model_validator(mode="after")
+    def _modes_fit(self) -> PipelineSpec:
+        if self.sync_mode == "asp" and self.schedule != "1f1b":
+            raise ValueError(f"schedule {self.schedule} flushes, so it needs sync_mode: bsp")
+        if self.sync_mode == "asp" and self.minibatches_per_step is not None:
+            raise ValueError("minibatches_per_step belongs to sync_mode: bsp; asp updates after every minibatch")
+        stages = self.stages
+        if stages is not None:
+            for key in ("partition", "recompute_ratio"):
+                value = getattr(self, key)
+                if isinstance(value, list) and len(value) != stages:
+                    raise ValueError(f"{key} has {len(value)} entries for {stages} stages")
+        return self
+
+
+class OptimizerSpec(Section):
+    """The update rule, its learning rate over time, and clipping."""
+
+    name: Literal["adamw", "adam", "nadam", "sgd"] = Field("adamw", description="the update rule")
+    lr: Positive = Field(1e-3, description="the highest learning rate")
+    betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="adam, adamw, nadam")
+    eps: Positive = Field(1e-8, description="adam, adamw, nadam")
+    momentum: Probability = Field(0.0, description="sgd")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(
+        0.01, description="decay of weights; biases and norms excepted"
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="course of the rate after warmup")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="updates over which the rate rises from 0 to lr")
+    clip_grad_norm: Positive | None = Field(
+        None, description="limit of the gradient's norm: over all stages in bsp, per stage in asp"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _betas_as_list(cls, value: object) -> object:
+        """YAML has lists, not tuples; strict mode would refuse them."""
+        if isinstance(value, dict) and isinstance(value.get("betas"), list):
+            return {**value, "betas": tuple(value["betas"])}
+        return value
+
+
+class RunSpec(Section):
+    """How long to train, and the limits of waiting."""
+
+    steps: Count = Field(200, description="optimizer updates; one per minibatch in asp")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        1, description="fixes initial weights, data order, masks and dropout"
+    )
+    threads: Literal["auto"] | Count = Field("auto", description="threads per rank; auto: cores divided by ranks")
+    stall_timeout: Positive = Field(60.0, description="seconds a rank waits for another before it calls it stuck")
+    start_timeout: Positive = Field(600.0, description="seconds for all ranks to be ready, data preparation included")
+
+
+class ClusterSpec(Section):
+    """One job: machines, model, data, pipeline, optimizer."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
+        "job", description="names the runs"
+    )
+    machines: Annotated[list[str], Field(min_length=1)] = Field(
+        description='devices in rank order: "cpu*2" is two CPU slots here, "localhost:0,1" two GPUs here'
+    )
+    engine: Literal["local"] = Field("local", description="where ranks run: local, as processes on this machine")
+    model: BertSpec = Field(default_factory=BertSpec, description="what to train")
+    data: DataSpec = Field(default_factory=DataSpec, description="what to train it on")
+    pipeline: PipelineSpec = Field(default_factory=PipelineSpec, description="how it is cut and scheduled")
+    optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec, description="how it is updated")
+    precision: Literal["fp32"] = Field("fp32", description="arithmetic of weights and activations")
+    run: RunSpec = Field(default_factory=RunSpec, description="how long, which seed, which limits")

@@ -1,0 +1,145 @@
+"""The name of every file of a run, once; and how such files are written so that no reader sees half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of one run below ``folder``."""
+
+    folder: Path
+
+    @property
+    def cluster(self) -> Path:
+        """cluster.yml as the user gave it."""
+        return self.folder / "cluster.yml"
+
+    @property
+    def job(self) -> Path:
+        """The resolved job that every rank reads."""
+        return self.folder / "job.json"
+
+    @property
+    def plan(self) -> Path:
+        """Partition and recompute ratios, with their reason."""
+        return self.folder / "plan.json"
+
+    @property
+    def launch(self) -> Path:
+        """Exact argv, environment and files of every rank; what hostd executes."""
+        return self.folder / "launch.json"
+
+    @property
+    def events(self) -> Path:
+        """What happened to the run, one checksummed line an event."""
+        return self.folder / "events.jsonl"
+
+    @property
+    def data(self) -> Path:
+        """What the first stage found out about the data: its baseline loss."""
+        return self.folder / "data.json"
+
+    @property
+    def result(self) -> Path:
+        """The numbers a finished run ends with."""
+        return self.folder / "result.json"
+
+    @property
+    def loss_plot(self) -> Path:
+        """The loss over steps, as a picture."""
+        return self.folder / "loss.png"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by hostd and its ranks as long as any of them lives."""
+        return self.folder / "alive.lock"
+
+    @property
+    def stop(self) -> Path:
+        """Exists once a stop was asked for."""
+        return self.folder / "stop"
+
+    @property
+    def hostd_log(self) -> Path:
+        """What hostd itself had to say."""
+        return self.folder / "hostd.log"
+
+    def attempt(self, attempt: int) -> Path:
+        """The folder of one attempt, counted from 1."""
+        return self.folder / f"attempt-{attempt}"
+
+    def log(self, attempt: int, rank: int) -> Path:
+        """Everything a rank printed, each line stamped."""
+        return self.attempt(attempt) / f"rank-{rank}.log"
+
+    def error(self, attempt: int, rank: int) -> Path:
+        """What a rank itself knows of its failure."""
+        return self.attempt(attempt) / f"rank-{rank}.error.json"
+
+    def ready(self, attempt: int, rank: int) -> Path:
+        """Exists once a rank has met all others and is about to train."""
+        return self.attempt(attempt) / f"rank-{rank}.ready"
+
+    def exit(self, attempt: int, rank: int) -> Path:
+        """How a rank ended; written last, by hostd."""
+        return self.attempt(attempt) / f"rank-{rank}.exit.json"
+
+    def metrics(self, rank: int) -> Path:
+        """Numbers per step of one rank."""
+        return self.folder / "metrics" / f"rank-{rank}.jsonl"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write ``text`` aside, fsync it, rename it into place, and fsync the folder. Mode 0600."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def seal(record: dict[str, Any]) -> str:
+    """One line of events.jsonl: the record with a checksum of itself as its last key. hostd.py has its twin."""
+    body = json.dumps(record, separators=(",", ":"))
+    return f'{body[:-1]},"crc":"{zlib.crc32(body.encode()):08x}"}}\n'
+
+
+def append_event(path: Path, record: dict[str, Any]) -> None:
+    """Append one sealed event, durably."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(descriptor, seal(record).encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole events of a run, in order. A torn or altered line is passed over."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+            crc = record.pop("crc")
+        except (ValueError, KeyError, AttributeError, TypeError):
+            continue
+        if seal(record).rstrip("\n") == line.rstrip() and crc:
+            yield record

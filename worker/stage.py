@@ -1,0 +1,119 @@
+"""The layers of one stage: forward, backward, and recomputation of a chosen share of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from worker.flow import Cut
+from worker.models.base import Layer
+from worker.rng import seed_layer
+from worker.stash import Version, WeightStash
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One minibatch between its forward and its backward in one stage."""
+
+    minibatch: int
+    version: Version
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    loss: Tensor | None
+
+
+def recomputed_layers(layers: int, ratio: float) -> int:
+    """How many layers, counted from the stage's end, a ``recompute_ratio`` covers: rounded down."""
+    return math.floor(layers * ratio + 1e-9)
+
+
+class Stage:
+    """Runs the layers of one stage.
+
+    Args:
+        first_layer: index of the stage's first layer in the whole model; random numbers are keyed by it.
+        layers: the stage's layers, with their materialised modules in ``modules``.
+        incoming: the cut before the stage; ``outgoing``: the one behind it, None for the last stage.
+        recompute_ratio: share of the layers, from the end, that keep only their input and run again in the backward.
+            Layer by layer, so that one layer's activations at a time return, and with the weights and random numbers
+            of the first time (activation checkpointing, Chen et al. 2016).
+    """
+
+    def __init__(
+        self,
+        first_layer: int,
+        layers: Sequence[Layer],
+        modules: Sequence[nn.Module],
+        stash: WeightStash,
+        incoming: Cut,
+        outgoing: Cut | None,
+        recompute_ratio: float,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.first_layer = first_layer
+        self.layers = layers
+        self.modules = modules
+        self.stash = stash
+        self.incoming = incoming
+        self.outgoing = outgoing
+        self.first_recomputed = len(layers) - recomputed_layers(len(layers), recompute_ratio)
+        self._seed = seed
+        self._device = device
+
+    def forward(self, minibatch: int, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Graph:
+        """Run all layers on ``inputs`` (and, in the last stage, ``targets``) with the current weights."""
+        version = self.stash.acquire()
+        leaves = {
+            name: value.requires_grad_() if name in self.incoming.differentiable else value
+            for name, value in inputs.items()
+        }
+        values = {**leaves, **targets}
+        for position, layer in enumerate(self.layers):
+            results = self._layer(position, minibatch, version)(*(values[name] for name in layer.inputs))
+            values.update(zip(layer.outputs, results if isinstance(results, tuple) else (results,), strict=True))
+        if self.outgoing is None:
+            return Graph(minibatch, version, leaves, {}, values[self.layers[-1].outputs[0]])
+        return Graph(minibatch, version, leaves, {name: values[name] for name in self.outgoing.specs}, None)
+
+    def backward(self, graph: Graph, gradients: Mapping[str, Tensor], loss_weights: Tensor | None) -> dict[str, Tensor]:
+        """Run the graph backward and end it; parameters' gradients are collected in the stash.
+
+        Args:
+            gradients: of the outputs, by name. ``loss_weights``: in the last stage instead, float32 (terms,).
+        Returns:
+            The gradients of the differentiable inputs, by name; zeros where nothing depends on one.
+        """
+        if graph.loss is not None:
+            roots = [(graph.loss, loss_weights)]
+        else:
+            roots = [(graph.outputs[name], gradient) for name, gradient in gradients.items()]
+        roots = [(root, seed) for root, seed in roots if root.requires_grad]
+        if roots:
+            tensors, seeds = zip(*roots, strict=True)
+            torch.autograd.backward(tensors, seeds)
+        self.stash.collect(graph.version)
+        self.stash.release(graph.version)
+        differentiable = {name: graph.inputs[name] for name in graph.inputs if name in self.incoming.differentiable}
+        return {
+            name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in differentiable.items()
+        }
+
+    def _layer(self, position: int, minibatch: int, version: Version) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+        run = partial(self._run, position, minibatch, version)
+        if position < self.first_recomputed or not torch.is_grad_enabled():
+            return run
+        return partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+
+    def _run(self, position: int, minibatch: int, version: Version, *args: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """One layer with the weights of ``version`` and the random numbers of ``minibatch``, now or again later."""
+        self.stash.install(version)
+        seed_layer(self._seed, minibatch, self.first_layer + position, self._device)
+        result: Tensor | tuple[Tensor, ...] = self.modules[position](*args)
+        return result

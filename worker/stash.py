@@ -1,0 +1,142 @@
+"""Weight versions without copies: what makes asynchronous training exact (weight stashing, PipeDream 2019).
+
+A version is a set of leaf tensors that share the storage of the stage's parameters. A forward runs on the current
+leaves, and its graph keeps them alive, so its backward differentiates the very weights it used. An update that finds
+the storage in use moves the parameters to a copy first: the old version lives until the last graph that reads it ends,
+and then frees itself. Memory is one version per graph in flight at most; where none is in flight, updates are in place
+and nothing is copied.
+
+Leaves are made by ``parameter.data``, which shares storage but not autograd's version counter: the optimizer may then
+write to the parameter without the graph of another version complaining. Assigning ``.data`` under a live graph instead
+is silently wrong, operator by operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+Slot = tuple[nn.Module, str]
+"""A module, and the name under which it looks up one of its parameters."""
+
+
+@dataclass
+class Storage:
+    """The memory that one or more versions share; ``readers`` counts the graphs in flight on it."""
+
+    readers: int = 0
+
+
+@dataclass(frozen=True)
+class Version:
+    """Leaves by full parameter name. ``number`` counts the updates that went into the owned ones."""
+
+    number: int
+    leaves: Mapping[str, Tensor]
+    storage: Storage = field(repr=False)
+
+
+class WeightStash:
+    """The parameters of one stage, and the versions of them that graphs in flight still need.
+
+    Args:
+        modules: the stage's layers by name, materialised.
+        tied: full name of a borrowed parameter -> full name of its owner, of the whole model.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], tied: Mapping[str, str]) -> None:
+        self._slots: dict[str, Slot] = {}
+        self.parameters: dict[str, nn.Parameter] = {}
+        """Owned parameters by full name: what the optimizer updates."""
+        for layer, module in modules.items():
+            for name, slot in _slots(module).items():
+                full = f"{layer}.{name}"
+                self._slots[full] = slot
+                if full not in tied:
+                    parameter = getattr(*slot)
+                    self.parameters[full] = parameter
+        self.borrowed = {name: owner for name, owner in tied.items() if name in self._slots}
+        """Borrowed parameters of this stage -> their owners, which may be in this stage too."""
+        self.tied = {name: owner for name, owner in tied.items() if owner in self.parameters}
+        """Parameters borrowed anywhere in the model -> their owners, where the owner is in this stage."""
+        self.gradients: dict[str, Tensor] = {}
+        """Sum of the gradients collected since the last update, by full name."""
+        self._installed: Mapping[str, Tensor] | None = None
+        self.current = self._fresh(0, {})
+
+    def acquire(self) -> Version:
+        """The current version, kept until ``release``."""
+        self.current.storage.readers += 1
+        return self.current
+
+    def release(self, version: Version) -> None:
+        """Say that the graph that ran on ``version`` has ended."""
+        version.storage.readers -= 1
+
+    def install(self, version: Version) -> None:
+        """Let the modules compute with ``version``. Pointers only; no tensor is copied."""
+        if self._installed is version.leaves:
+            return
+        for name, leaf in version.leaves.items():
+            module, key = self._slots[name]
+            module._parameters[key] = leaf  # type: ignore[assignment]  # a leaf is a Parameter in all but type
+        self._installed = version.leaves
+
+    def collect(self, version: Version) -> None:
+        """Add the gradients that a backward left on ``version``'s leaves, in the order of the calls."""
+        for name, leaf in version.leaves.items():
+            if leaf.grad is None:
+                continue
+            if name in self.gradients:
+                self.gradients[name].add_(leaf.grad)
+            else:
+                self.gradients[name] = leaf.grad
+            leaf.grad = None
+
+    def borrow(self, name: str, value: Tensor) -> None:
+        """Use ``value``, just received from its owner's stage, for the borrowed parameter ``name`` from now on."""
+        leaves = {**self.current.leaves, name: value.requires_grad_()}
+        self.current = Version(self.current.number, leaves, self.current.storage)
+
+    def before_update(self) -> None:
+        """Make the parameters safe to write: on a copy where a graph in flight reads them, in place where none does."""
+        if self.current.storage.readers:
+            for parameter in self.parameters.values():
+                parameter.data = parameter.data.clone()
+
+    def after_update(self) -> None:
+        """Begin the next version."""
+        self.gradients.clear()
+        number = self.current.number + 1
+        if self.current.storage.readers:
+            received = {n: leaf for n, leaf in self.current.leaves.items() if self._is_received(n)}
+            self.current = self._fresh(number, received)
+        else:
+            self.current = Version(number, self.current.leaves, self.current.storage)
+
+    def _is_received(self, name: str) -> bool:
+        return name in self.borrowed and self.borrowed[name] not in self.parameters
+
+    def _fresh(self, number: int, received: Mapping[str, Tensor]) -> Version:
+        """A version on the parameters' present storage."""
+        leaves = {name: _leaf(parameter) for name, parameter in self.parameters.items()}
+        for name, owner in self.borrowed.items():
+            if owner in self.parameters:
+                # A leaf of its own: gradients of each holder are summed apart, as they are when stages part them.
+                leaves[name] = _leaf(self.parameters[owner])
+        return Version(number, {**leaves, **received}, Storage())
+
+
+def _leaf(parameter: nn.Parameter) -> Tensor:
+    return parameter.data.requires_grad_(parameter.requires_grad)
+
+
+def _slots(module: nn.Module) -> dict[str, Slot]:
+    """Where every parameter of ``module`` is looked up, by its name in the module."""
+    slots = {}
+    for name, _ in module.named_parameters():
+        path, _, key = name.rpartition(".")
+        slots[name] = (module.get_submodule(path), key)
+    return slots

@@ -1,0 +1,147 @@
+"""Who sends what to whom: the messages of every action, as addresses that both sides compute alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from worker.communication import Address, Expected
+from worker.data.base import TensorSpec
+from worker.flow import Cut
+from worker.schedule import Action, Kind
+
+
+@dataclass(frozen=True)
+class Tie:
+    """A parameter that one stage borrows from another."""
+
+    borrower: str
+    owner: str
+    borrower_stage: int
+    owner_stage: int
+    spec: TensorSpec
+
+
+def activation(name: str, stage: int) -> str:
+    """What carries ``name`` forward into ``stage``."""
+    return f"activation {name} into stage {stage}"
+
+
+def gradient(name: str, stage: int) -> str:
+    """What carries the gradient of ``name`` back into ``stage``."""
+    return f"gradient of {name} into stage {stage}"
+
+
+def target(name: str) -> str:
+    """What carries a target from the first stage to the last."""
+    return f"target {name}"
+
+
+def weight(borrower: str) -> str:
+    """What carries an owner's weights to the parameter ``borrower``."""
+    return f"weight {borrower}"
+
+
+def weight_gradient(borrower: str) -> str:
+    """What carries the gradient of the parameter ``borrower`` to its owner."""
+    return f"gradient of weight {borrower}"
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The neighbours of one stage, one rank per stage.
+
+    ``cuts[s]`` stands before stage s. ``targets`` go straight from the first stage to the last.
+    """
+
+    stage: int
+    cuts: tuple[Cut, ...]
+    targets: Mapping[str, TensorSpec]
+    ties: tuple[Tie, ...]
+
+    @property
+    def stages(self) -> int:
+        """Number of stages."""
+        return len(self.cuts)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this stage reads the data."""
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this stage computes the loss."""
+        return self.stage == self.stages - 1
+
+    @property
+    def incoming(self) -> Cut:
+        """The cut before this stage."""
+        return self.cuts[self.stage]
+
+    @property
+    def outgoing(self) -> Cut | None:
+        """The cut behind this stage."""
+        return None if self.is_last else self.cuts[self.stage + 1]
+
+    @property
+    def lent(self) -> list[Tie]:
+        """Ties whose owner is here."""
+        return [tie for tie in self.ties if tie.owner_stage == self.stage]
+
+    @property
+    def borrowed(self) -> list[Tie]:
+        """Ties whose borrower is here."""
+        return [tie for tie in self.ties if tie.borrower_stage == self.stage]
+
+    def names(self) -> list[str]:
+        """Everything that travels anywhere, in the same order on every rank."""
+        names = []
+        for stage in range(1, self.stages):
+            names += [activation(name, stage) for name in self.cuts[stage].specs]
+            names += [gradient(name, stage - 1) for name in sorted(self.cuts[stage].differentiable)]
+        names += [target(name) for name in self.targets]
+        return names + [describe(tie.borrower) for tie in self.ties for describe in (weight, weight_gradient)]
+
+    def expected(self, action: Action, fresh: Mapping[str, bool]) -> list[Expected]:
+        """What ``action`` needs from other ranks; ``fresh``: borrowed weights whose owner has a new version for it."""
+        if action.kind is Kind.FORWARD:
+            return list(self._for_forward(action.minibatch, fresh))
+        if action.kind is Kind.BACKWARD:
+            return list(self._for_backward(action.minibatch))
+        return [self._from(t.borrower_stage, weight_gradient(t.borrower), t.spec, action.minibatch) for t in self.lent]
+
+    def to(self, stage: int, what: str, minibatch: int) -> Address:
+        """The address of a message from this stage to ``stage``."""
+        return Address(what, self.stage, stage, minibatch)
+
+    def _from(self, stage: int, what: str, spec: TensorSpec, minibatch: int) -> Expected:
+        return Expected(Address(what, stage, self.stage, minibatch), spec)
+
+    def _for_forward(self, minibatch: int, fresh: Mapping[str, bool]) -> Iterator[Expected]:
+        if not self.is_first:
+            for name, spec in self.cuts[self.stage].specs.items():
+                yield self._from(self.stage - 1, activation(name, self.stage), spec, minibatch)
+            if self.is_last:
+                for name, spec in self.targets.items():
+                    yield self._from(0, target(name), spec, minibatch)
+        for tie in self.borrowed:
+            if fresh[tie.borrower]:
+                yield self._from(tie.owner_stage, weight(tie.borrower), tie.spec, minibatch)
+
+    def _for_backward(self, minibatch: int) -> Iterator[Expected]:
+        if self.outgoing is not None:
+            for name in sorted(self.outgoing.differentiable):
+                spec = self.outgoing.specs[name]
+                yield self._from(self.stage + 1, gradient(name, self.stage), spec, minibatch)
+
+
+def first_uses(actions: Iterable[Action]) -> Iterator[int]:
+    """The minibatches whose forward is the first after an update, or the first of all, in the order of ``actions``."""
+    fresh = True
+    for action in actions:
+        if action.kind is Kind.UPDATE:
+            fresh = True
+        elif action.kind is Kind.FORWARD and fresh:
+            fresh = False
+            yield action.minibatch

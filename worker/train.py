@@ -1,0 +1,102 @@
+"""One rank of a job from start to end: meet the other ranks, train, report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from worker import data, models
+from worker.build import Builder, actions, minibatches_per_step
+from worker.data.base import Source
+from worker.feed import Feeder
+from worker.metrics import MetricsFile, Stopwatch, Totals
+from worker.rendezvous import Rendezvous
+from worker.runtime import StageRuntime
+from worker.spec.files import RunFiles, write_atomic
+from worker.spec.job import Job
+from worker.spec.records import Result, StageResult
+
+
+def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rendezvous: Rendezvous) -> StageRuntime:
+    """Train one rank's stage to the end of the run and write down what it measured.
+
+    Returns:
+        The runtime, with the final weights of the stage.
+    Raises:
+        VpipeError: whatever kept this rank from finishing.
+    """
+    placement = job.ranks[rank]
+    torch.set_num_threads(placement.threads)
+    dist.init_process_group(
+        "gloo",
+        store=rendezvous.store,
+        rank=rank,
+        world_size=rendezvous.ranks,
+        timeout=timedelta(seconds=job.spec.run.stall_timeout),
+    )
+    model, signature = models.build_model(job.spec), data.signature(job.spec)
+    builder = Builder(job, model, signature, placement.stage, torch.device(placement.device))
+    rendezvous.agree("job, code and shapes", builder.digest())
+    waiting = Stopwatch()
+    source = _open_data(job, files, cache) if builder.topology.is_first else None
+    feed = Feeder(source, minibatches_per_step(job.spec), builder.device, waiting) if source else None
+    metrics = MetricsFile(files.metrics(rank), job.spec.run.steps)
+    runtime = builder.runtime(feed, waiting, metrics.write)
+    rendezvous.exchange("readiness", "ready")
+    files.ready(attempt, rank).touch(mode=0o600)
+    try:
+        runtime.run(actions(job.spec, placement.stage, job.plan.stages))
+    finally:
+        metrics.close()
+    rendezvous.give("results", _own_result(job, rank, metrics.totals, runtime))
+    if source is not None:
+        result = _merged(job, rendezvous.collect("results"), source.baseline_loss)
+        write_atomic(files.result, result.model_dump_json(indent=2) + "\n")
+    dist.destroy_process_group()
+    return runtime
+
+
+def _open_data(job: Job, files: RunFiles, cache: Path) -> Source:
+    source = data.open_source(job.spec, cache)
+    write_atomic(files.data, json.dumps({"baseline_loss": source.baseline_loss}) + "\n")
+    return source
+
+
+def _own_result(job: Job, rank: int, totals: Totals, runtime: StageRuntime) -> str:
+    """What one rank has to say at the end, as JSON for ``_merged``."""
+    layers, stage = job.plan.partition[runtime.topology.stage], runtime.topology.stage
+    return json.dumps(
+        {
+            "stage": totals.stage_result(stage, rank, layers, job.spec.data.minibatch_size).model_dump(),
+            "loss": totals.loss,
+            "samples_per_second": totals.samples / totals.seconds,
+            "seconds": totals.all_seconds,
+            "weights": {name: sha256_of(name, parameter) for name, parameter in runtime.stash.parameters.items()},
+        }
+    )
+
+
+def _merged(job: Job, results: list[str], baseline: float) -> Result:
+    ranks = [json.loads(result) for result in results]
+    weights = {name: digest for rank in ranks for name, digest in rank["weights"].items()}
+    return Result(
+        loss=ranks[-1]["loss"],
+        baseline_loss=baseline,
+        samples_per_second=ranks[-1]["samples_per_second"],
+        steps=job.spec.run.steps,
+        seconds=max(rank["seconds"] for rank in ranks),
+        stages=[StageResult(**rank["stage"]) for rank in ranks],
+        weights_sha256=hashlib.sha256("".join(weights[name] for name in sorted(weights)).encode()).hexdigest(),
+    )
+
+
+def sha256_of(name: str, tensor: Tensor) -> str:
+    """SHA-256 of a parameter: its full name, dtype, shape and bytes; as hex."""
+    content = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode() + content).hexdigest()
