@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from worker.build import Builder, actions, minibatches_per_step
+from worker.build import Builder, minibatches_per_step
 from worker.data.base import Source
 from worker.feed import Feeder
 from worker.metrics import Stopwatch
@@ -72,12 +72,12 @@ def _rank(rank: int, job: Job, model: Model, source: Source, folder: Path) -> di
     store = dist.FileStore(str(folder / "store"), len(job.ranks))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=len(job.ranks))
     waiting = Stopwatch()
-    builder = Builder(job, model, source.signature, job.ranks[rank].stage, torch.device("cpu"))
+    builder = Builder(job, model, source.signature, rank, torch.device("cpu"))
     feed = Feeder(source, minibatches_per_step(job.spec), builder.device, waiting) if rank == 0 else None
-    runtime = builder.runtime(feed, waiting, _ignore)
-    runtime.run(actions(job.spec, job.ranks[rank].stage, job.plan.stages))
+    executor = builder.executor(feed, waiting, _ignore)
+    executor.run(builder.actions())
     dist.barrier()
-    return {name: parameter.detach().clone() for name, parameter in runtime.stash.parameters.items()}
+    return {name: parameter.detach().clone() for name, parameter in executor.parameters().items()}
 
 
 def _ignore(step: StepMetrics) -> None:

@@ -9,18 +9,21 @@ import torch
 from torch import Tensor
 
 from tests import harness, reference, toy
-from worker.spec.cluster import ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
+from worker import data, models
+from worker.data.base import Source
+from worker.models.base import Model
+from worker.spec.cluster import BertSpec, ClusterSpec, DataSpec, OptimizerSpec, PipelineSpec, RunSpec
 from worker.stash import WeightStash
 
 PARTITIONS = [[6], [3, 3], [1, 2, 2, 1]]
 MODEL, DATA = toy.model(), toy.Data()
 
 
-def spec(sync_mode: str, schedule: str = "1f1b", steps: int = 10, **optimizer: object) -> ClusterSpec:
+def spec(sync_mode: str, order: str = "1f1b", steps: int = 10, **optimizer: object) -> ClusterSpec:
     per_step = 5 if sync_mode == "bsp" else None
     return ClusterSpec(
         machines=["cpu"],
-        pipeline=PipelineSpec(sync_mode=sync_mode, schedule=schedule, minibatches_per_step=per_step),
+        pipeline=PipelineSpec(sync_mode=sync_mode, schedule=order, minibatches_per_step=per_step),
         optimizer=OptimizerSpec(
             **{"lr": 1e-2, "clip_grad_norm": 0.5, "warmup_steps": 3, "schedule": "linear"} | optimizer
         ),
@@ -32,6 +35,12 @@ def assert_equal(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
     assert weights.keys() == expected.keys()
     wrong = [name for name in weights if not torch.equal(weights[name], expected[name])]
     assert not wrong
+
+
+def expected_of(spec: ClusterSpec, model: Model, source: Source, partition: list[int]) -> dict[str, Tensor]:
+    if spec.pipeline.sync_mode == "asp":
+        return reference.asp(spec, model, source, partition)
+    return reference.bsp(spec, model, source)
 
 
 @pytest.mark.parametrize("recompute", [0.0, 0.5, 1.0])
@@ -54,17 +63,25 @@ def test_asp_equals_its_replay(partition: list[int], recompute: float, tmp_path:
 def test_every_optimizer_is_exact(sync_mode: str, name: str, tmp_path: Path) -> None:
     momentum = {"momentum": 0.9} if name == "sgd" else {}
     job = harness.job_of(spec(sync_mode, name=name, clip_grad_norm=None, schedule="cosine", **momentum), [3, 3])
-    expected = {
-        "asp": lambda: reference.asp(job.spec, MODEL, DATA, [3, 3]),
-        "bsp": lambda: reference.bsp(job.spec, MODEL, DATA),
-    }
-    assert_equal(harness.train(job, MODEL, DATA, tmp_path), expected[sync_mode]())
+    assert_equal(harness.train(job, MODEL, DATA, tmp_path), expected_of(job.spec, MODEL, DATA, [3, 3]))
 
 
 def test_untied_model_is_exact(tmp_path: Path) -> None:
     model = toy.model(tied=False)
     job = harness.job_of(spec("asp"), [2, 2, 2])
     assert_equal(harness.train(job, model, DATA, tmp_path), reference.asp(job.spec, model, DATA, [2, 2, 2]))
+
+
+@pytest.mark.parametrize("sync_mode", ["asp", "bsp"])
+def test_bert_on_text_is_exact(sync_mode: str, tmp_path: Path) -> None:
+    """The real model and data: several inputs, two loss terms, padding."""
+    (tmp_path / "corpus").write_text(Path(torch.__file__).read_text()[:60_000])
+    text = DataSpec(source="text", path=str(tmp_path / "corpus"), sequence_length=32, minibatch_size=4, vocab_size=400)
+    bert = BertSpec(hidden_size=32, num_layers=2, num_heads=2, sentence_order=True)
+    whole = spec(sync_mode, steps=6).model_copy(update={"model": bert, "data": text})
+    model, source = models.build_model(whole), data.open_source(whole, tmp_path / "cache")
+    job = harness.job_of(whole, [1, 2, 2, 1], 0.5)
+    assert_equal(harness.train(job, model, source, tmp_path), expected_of(whole, model, source, [1, 2, 2, 1]))
 
 
 def test_backward_with_the_newest_weights_is_caught(tmp_path: Path) -> None:

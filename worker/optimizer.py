@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from worker.spec.cluster import OptimizerSpec
 
@@ -46,15 +46,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Use ``rate`` from the next step on."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-def squared_norms(gradients: Iterable[Tensor]) -> list[float]:
-    """The squared 2-norm of each gradient."""
-    return [float(torch.linalg.vector_norm(gradient)) ** 2 for gradient in gradients]
-
-
-def clip(gradients: Iterable[Tensor], norm: float, limit: float) -> None:
-    """Scale ``gradients``, whose total norm is ``norm``, in place to at most ``limit``."""
-    if norm > limit:
-        for gradient in gradients:
-            gradient.mul_(limit / norm)

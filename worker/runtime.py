@@ -1,7 +1,4 @@
-"""StageRuntime: executes a schedule's Actions on one stage.
-
-The same loop serves every schedule. What an action needs from other ranks follows from the action alone, so receives
-are posted ahead of time from the same list that is executed.
+"""StageRuntime: what each Action does in one stage, and which tensors it takes from and gives to other ranks.
 
 Tied parameters: the first stage that holds one owns it. The owner's weights travel to the borrowing stages with the
 first minibatch that uses them, so that both ends of a minibatch see the same version; the borrowers' gradients travel
@@ -11,18 +8,16 @@ back at the update, where the owner adds them in layer order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import tee
 
 import torch
 from torch import Tensor
 
 from worker import optimizer as optim
 from worker import topology as topo
-from worker.communication import Communicator, Expected, Inbox
+from worker.communication import Communicator, Expected
 from worker.errors import NonFiniteLoss
-from worker.metrics import StepClock, Update
 from worker.schedule import Action, Kind
 from worker.spec.cluster import OptimizerSpec
 from worker.stage import Graph, Stage
@@ -40,20 +35,8 @@ class Feed:
     targets: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
-class UpdateRule:
-    """How a stage's parameters are updated.
-
-    ``all_parameters`` names the parameters of the whole model in order where clipping is over all stages, else None.
-    """
-
-    spec: OptimizerSpec
-    updates: int
-    all_parameters: tuple[str, ...] | None
-
-
 class StageRuntime:
-    """One rank's part of the pipeline.
+    """One stage of the pipeline, as the rank that holds it runs it.
 
     Args:
         feed: gives the minibatches by number; None on all stages but the first.
@@ -65,55 +48,36 @@ class StageRuntime:
         topology: Topology,
         stage: Stage,
         communicator: Communicator,
-        rule: UpdateRule,
-        clock: StepClock,
+        spec: OptimizerSpec,
         feed: Callable[[int], Feed] | None,
         owners_actions: Mapping[int, Iterable[Action]],
     ) -> None:
         self.topology = topology
         self.stage = stage
         self.stash = stage.stash
-        self.optimizer = optim.build(rule.spec, self.stash.parameters)
+        self.optimizer = optim.build(spec, self.stash.parameters)
+        self.updates = 0
+        """Updates done so far."""
         self._communicator = communicator
-        self._rule = rule
-        self._clock = clock
         self._feed = feed
-        self._fresh = {tie.borrower: topo.first_uses(owners_actions[tie.owner_stage]) for tie in topology.borrowed}
+        self._first_uses = {tie.borrower: topo.first_uses(owners_actions[tie.owner_stage]) for tie in topology.borrowed}
+        self._next_use = {borrower: next(uses, None) for borrower, uses in self._first_uses.items()}
         self._graphs: dict[int, Graph] = {}
         self._loss_weights: dict[int, Tensor] = {}
         self._losses: list[float] = []
-        self._done = 0
         self._version_lent: int | None = None
 
-    def run(self, actions: Iterable[Action]) -> None:
-        """Execute ``actions`` to the end, and wait until everything sent has left.
+    def expected(self, action: Action) -> list[Expected]:
+        """What ``action`` needs from other ranks. To be asked once for each action, in their order."""
+        fresh = set()
+        if action.kind is Kind.FORWARD:
+            fresh = {borrower for borrower, minibatch in self._next_use.items() if minibatch == action.minibatch}
+        for borrower in fresh:
+            self._next_use[borrower] = next(self._first_uses[borrower], None)
+        return self.topology.expected(action, fresh)
 
-        Raises PeerLost, StallError, NonFiniteLoss.
-        """
-        execute: dict[Kind, Callable[[int, dict[str, Tensor]], Update | None]]
-        execute = {Kind.FORWARD: self._forward, Kind.BACKWARD: self._backward, Kind.UPDATE: self._update}
-        to_run, to_expect = tee(actions)
-        inbox = Inbox(self._communicator, self._expected(to_expect))
-        for action in to_run:
-            self._clock.start()
-            update = execute[action.kind](action.minibatch, inbox.take())
-            self._clock.stop(action.kind)
-            if update is not None:
-                self._clock.end_step(update)
-        self._communicator.finish()
-
-    def _expected(self, actions: Iterable[Action]) -> Iterator[list[Expected]]:
-        following = {name: next(uses, None) for name, uses in self._fresh.items()}
-        for action in actions:
-            fresh = {}
-            if action.kind is Kind.FORWARD:
-                fresh = {name: action.minibatch == minibatch for name, minibatch in following.items()}
-            yield self.topology.expected(action, fresh)
-            for name, is_fresh in fresh.items():
-                if is_fresh:
-                    following[name] = next(self._fresh[name], None)
-
-    def _forward(self, minibatch: int, received: dict[str, Tensor]) -> None:
+    def forward(self, minibatch: int, received: Mapping[str, Tensor]) -> None:
+        """F: run the layers, send the outputs on."""
         inputs, targets = self._inputs(minibatch, received)
         for tie in self.topology.borrowed:
             if (what := topo.weight(tie.borrower)) in received:
@@ -126,19 +90,42 @@ class StageRuntime:
         for name, tensor in graph.outputs.items():
             self._send(tensor, self.topology.stage + 1, topo.activation(name, self.topology.stage + 1), minibatch)
 
-    def _backward(self, minibatch: int, received: dict[str, Tensor]) -> None:
-        graph = self._graphs.pop(minibatch)
-        outgoing = self.topology.outgoing
+    def input_gradient(self, minibatch: int, received: Mapping[str, Tensor]) -> None:
+        """I: run backward, send the gradients of the inputs back."""
+        outgoing, stage = self.topology.outgoing, self.topology.stage
         names = sorted(outgoing.differentiable) if outgoing else []
-        gradients = {name: received[topo.gradient(name, self.topology.stage)] for name in names}
-        results = self.stage.backward(graph, gradients, self._loss_weights.pop(minibatch, None))
-        for name, tensor in results.items():
-            self._send(tensor, self.topology.stage - 1, topo.gradient(name, self.topology.stage - 1), minibatch)
+        gradients = {name: received[topo.gradient(name, stage)] for name in names}
+        weights = self._loss_weights.pop(minibatch, None)
+        for name, tensor in self.stage.backward(self._graphs[minibatch], gradients, weights).items():
+            self._send(tensor, stage - 1, topo.gradient(name, stage - 1), minibatch)
 
-    def _update(self, minibatch: int, received: dict[str, Tensor]) -> Update:
-        gradients = self._total_gradients(minibatch, received)
-        norm = self._clip(gradients)
-        rate = optim.learning_rate(self._rule.spec, self._done, self._rule.updates)
+    def weight_gradient(self, minibatch: int, received: Mapping[str, Tensor]) -> None:
+        """W: compute what I has left, and end the minibatch's graph."""
+        self.stage.finish(self._graphs.pop(minibatch))
+
+    def backward(self, minibatch: int, received: Mapping[str, Tensor]) -> None:
+        """B: I and W at once."""
+        self.input_gradient(minibatch, received)
+        self.weight_gradient(minibatch, received)
+
+    def return_borrowed(self, minibatch: int) -> None:
+        """U, first: send the gradients of borrowed parameters to their owners."""
+        for tie in self.topology.borrowed:
+            share = self.stash.gradients.pop(tie.borrower, None)
+            share = torch.zeros(tie.spec.shape, dtype=tie.spec.dtype) if share is None else share
+            self._send(share, tie.owner_stage, topo.weight_gradient(tie.borrower), minibatch)
+
+    def gather_gradients(self, received: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """U, then: the gradients of the owned parameters, with those of their borrowers added in layer order."""
+        gradients = self.stash.gradients
+        for borrower, owner in self.stash.tied.items():
+            share = received.get(topo.weight_gradient(borrower), gradients.pop(borrower, None))
+            if share is not None:
+                gradients[owner] = gradients[owner].add_(share) if owner in gradients else share
+        return gradients
+
+    def apply(self, gradients: Mapping[str, Tensor], rate: float) -> list[float]:
+        """U, last: update the parameters. Returns the mean loss by term since the last update, on the last stage."""
         if self.optimizer is not None:
             self.stash.before_update()
             for name, parameter in self.stash.parameters.items():
@@ -147,11 +134,13 @@ class StageRuntime:
             self.optimizer.step()
             self.optimizer.zero_grad()
         self.stash.after_update()
-        self._done += 1
+        self.updates += 1
         losses, self._losses = self._losses, []
-        return Update(losses, rate, norm)
+        return losses
 
-    def _inputs(self, minibatch: int, received: dict[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    def _inputs(
+        self, minibatch: int, received: Mapping[str, Tensor]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """Inputs and targets of a forward here: from the data, from the stage before, from the first stage."""
         topology = self.topology
         if topology.is_first:
@@ -178,39 +167,10 @@ class StageRuntime:
         losses = (sums.detach() * self._loss_weights[minibatch]).tolist()
         if not all(map(math.isfinite, losses)):
             raise NonFiniteLoss(
-                f"stage {self.topology.stage}: loss {losses[0]} at minibatch {minibatch}, step {self._done + 1}",
+                f"stage {self.topology.stage}: loss {losses[0]} at minibatch {minibatch}, step {self.updates + 1}",
                 "lower optimizer.lr, add optimizer.warmup_steps or optimizer.clip_grad_norm",
             )
         self._losses = [a + b for a, b in zip(self._losses, losses, strict=True)] if self._losses else losses
-
-    def _total_gradients(self, minibatch: int, received: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gradients of the owned parameters, those of their borrowers added in layer order; the others are sent off."""
-        gradients = self.stash.gradients
-        for tie in self.topology.borrowed:
-            share = gradients.pop(tie.borrower, None)
-            share = torch.zeros(tie.spec.shape, dtype=tie.spec.dtype) if share is None else share
-            self._send(share, tie.owner_stage, topo.weight_gradient(tie.borrower), minibatch)
-        for borrower, owner in self.stash.tied.items():
-            share = received.get(topo.weight_gradient(borrower), gradients.pop(borrower, None))
-            if share is not None:
-                gradients[owner] = gradients[owner].add_(share) if owner in gradients else share
-        return gradients
-
-    def _clip(self, gradients: Mapping[str, Tensor]) -> float | None:
-        """Clip in place as the rule says; the norm before it, None where there is no limit."""
-        limit, everywhere = self._rule.spec.clip_grad_norm, self._rule.all_parameters
-        if limit is None:
-            return None
-        names = [name for name in self.stash.parameters if name in gradients]
-        squares = dict(zip(names, optim.squared_norms([gradients[name] for name in names]), strict=True))
-        if everywhere is not None:
-            mine = torch.tensor([squares.get(name, 0.0) for name in everywhere], dtype=torch.float64)
-            # Every number is one rank's own and the others add zero, so the sum is exact whatever the order of ranks.
-            total = self._communicator.sum_over_ranks(mine, "the gradient norm")
-            squares = dict(zip(everywhere, total.tolist(), strict=True))
-        norm = math.sqrt(sum(squares.values()))
-        optim.clip(gradients.values(), norm, limit)
-        return norm
 
     def _send(self, tensor: Tensor, stage: int, what: str, minibatch: int) -> None:
         self._communicator.send(tensor, self.topology.to(stage, what, minibatch))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from worker import deferred
+from worker.deferred import Deferred, Later
 from worker.flow import Cut
 from worker.models.base import Layer
 from worker.rng import seed_layer
@@ -24,8 +27,9 @@ class Graph:
     minibatch: int
     version: Version
     inputs: Mapping[str, Tensor]
-    outputs: Mapping[str, Tensor]
-    loss: Tensor | None
+    later: Later
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
+    loss: Tensor | None = None
 
 
 def recomputed_layers(layers: int, ratio: float) -> int:
@@ -43,6 +47,7 @@ class Stage:
         recompute_ratio: share of the layers, from the end, that keep only their input and run again in the backward.
             Layer by layer, so that one layer's activations at a time return, and with the weights and random numbers
             of the first time (activation checkpointing, Chen et al. 2016).
+        split_backward: leave the gradients of weight matrices to ``finish``.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Stage:
         incoming: Cut,
         outgoing: Cut | None,
         recompute_ratio: float,
+        split_backward: bool,
         seed: int,
         device: torch.device,
     ) -> None:
@@ -64,26 +70,27 @@ class Stage:
         self.incoming = incoming
         self.outgoing = outgoing
         self.first_recomputed = len(layers) - recomputed_layers(len(layers), recompute_ratio)
+        self._split = split_backward
         self._seed = seed
         self._device = device
 
     def forward(self, minibatch: int, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Graph:
         """Run all layers on ``inputs`` (and, in the last stage, ``targets``) with the current weights."""
-        version = self.stash.acquire()
         leaves = {
             name: value.requires_grad_() if name in self.incoming.differentiable else value
             for name, value in inputs.items()
         }
+        graph = Graph(minibatch, self.stash.acquire(), leaves, [])
         values = {**leaves, **targets}
         for position, layer in enumerate(self.layers):
-            results = self._layer(position, minibatch, version)(*(values[name] for name in layer.inputs))
+            results = self._layer(position, graph)(*(values[name] for name in layer.inputs))
             values.update(zip(layer.outputs, results if isinstance(results, tuple) else (results,), strict=True))
         if self.outgoing is None:
-            return Graph(minibatch, version, leaves, {}, values[self.layers[-1].outputs[0]])
-        return Graph(minibatch, version, leaves, {name: values[name] for name in self.outgoing.specs}, None)
+            return replace(graph, loss=values[self.layers[-1].outputs[0]])
+        return replace(graph, outputs={name: values[name] for name in self.outgoing.specs})
 
     def backward(self, graph: Graph, gradients: Mapping[str, Tensor], loss_weights: Tensor | None) -> dict[str, Tensor]:
-        """Run the graph backward and end it; parameters' gradients are collected in the stash.
+        """Run the graph backward; parameters' gradients are collected in the stash, now or by ``finish``.
 
         Args:
             gradients: of the outputs, by name. ``loss_weights``: in the last stage instead, float32 (terms,).
@@ -99,21 +106,29 @@ class Stage:
             tensors, seeds = zip(*roots, strict=True)
             torch.autograd.backward(tensors, seeds)
         self.stash.collect(graph.version)
-        self.stash.release(graph.version)
         differentiable = {name: graph.inputs[name] for name in graph.inputs if name in self.incoming.differentiable}
         return {
             name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in differentiable.items()
         }
 
-    def _layer(self, position: int, minibatch: int, version: Version) -> Callable[..., Tensor | tuple[Tensor, ...]]:
-        run = partial(self._run, position, minibatch, version)
-        if position < self.first_recomputed or not torch.is_grad_enabled():
+    def finish(self, graph: Graph) -> None:
+        """Compute the gradients that the backward left for later, and let go of the graph's weights."""
+        deferred.run(graph.later)
+        self.stash.collect(graph.version)
+        self.stash.release(graph.version)
+
+    def _layer(self, position: int, graph: Graph) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+        run = partial(self._run, position, graph.minibatch, graph.version, graph.later)
+        if position < self.first_recomputed:
             return run
         return partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
 
-    def _run(self, position: int, minibatch: int, version: Version, *args: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def _run(
+        self, position: int, minibatch: int, version: Version, later: Later, *args: Tensor
+    ) -> Tensor | tuple[Tensor, ...]:
         """One layer with the weights of ``version`` and the random numbers of ``minibatch``, now or again later."""
         self.stash.install(version)
         seed_layer(self._seed, minibatch, self.first_layer + position, self._device)
-        result: Tensor | tuple[Tensor, ...] = self.modules[position](*args)
+        with Deferred(later) if self._split else nullcontext():
+            result: Tensor | tuple[Tensor, ...] = self.modules[position](*args)
         return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from worker.communication import Address, Expected
@@ -49,12 +49,14 @@ def weight_gradient(borrower: str) -> str:
 
 @dataclass(frozen=True)
 class Topology:
-    """The neighbours of one stage, one rank per stage.
+    """The neighbours of one stage.
 
-    ``cuts[s]`` stands before stage s. ``targets`` go straight from the first stage to the last.
+    ``cuts[s]`` stands before stage s. ``targets`` go straight from the first stage to the last. ``ranks`` many ranks
+    hold the stages in turn: stage s is on rank s modulo ``ranks``.
     """
 
     stage: int
+    ranks: int
     cuts: tuple[Cut, ...]
     targets: Mapping[str, TensorSpec]
     ties: tuple[Tie, ...]
@@ -103,22 +105,24 @@ class Topology:
         names += [target(name) for name in self.targets]
         return names + [describe(tie.borrower) for tie in self.ties for describe in (weight, weight_gradient)]
 
-    def expected(self, action: Action, fresh: Mapping[str, bool]) -> list[Expected]:
-        """What ``action`` needs from other ranks; ``fresh``: borrowed weights whose owner has a new version for it."""
+    def expected(self, action: Action, fresh: Collection[str]) -> list[Expected]:
+        """What ``action`` needs from other ranks; ``fresh``: borrowed weights with a new version for it."""
         if action.kind is Kind.FORWARD:
             return list(self._for_forward(action.minibatch, fresh))
-        if action.kind is Kind.BACKWARD:
+        if action.kind in (Kind.BACKWARD, Kind.INPUT_GRAD):
             return list(self._for_backward(action.minibatch))
+        if action.kind is Kind.WEIGHT_GRAD:
+            return []
         return [self._from(t.borrower_stage, weight_gradient(t.borrower), t.spec, action.minibatch) for t in self.lent]
 
     def to(self, stage: int, what: str, minibatch: int) -> Address:
         """The address of a message from this stage to ``stage``."""
-        return Address(what, self.stage, stage, minibatch)
+        return Address(what, self.stage % self.ranks, stage % self.ranks, minibatch)
 
     def _from(self, stage: int, what: str, spec: TensorSpec, minibatch: int) -> Expected:
-        return Expected(Address(what, stage, self.stage, minibatch), spec)
+        return Expected(Address(what, stage % self.ranks, self.stage % self.ranks, minibatch), spec)
 
-    def _for_forward(self, minibatch: int, fresh: Mapping[str, bool]) -> Iterator[Expected]:
+    def _for_forward(self, minibatch: int, fresh: Collection[str]) -> Iterator[Expected]:
         if not self.is_first:
             for name, spec in self.cuts[self.stage].specs.items():
                 yield self._from(self.stage - 1, activation(name, self.stage), spec, minibatch)
@@ -126,7 +130,7 @@ class Topology:
                 for name, spec in self.targets.items():
                     yield self._from(0, target(name), spec, minibatch)
         for tie in self.borrowed:
-            if fresh[tie.borrower]:
+            if tie.borrower in fresh:
                 yield self._from(tie.owner_stage, weight(tie.borrower), tie.spec, minibatch)
 
     def _for_backward(self, minibatch: int) -> Iterator[Expected]:

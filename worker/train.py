@@ -12,24 +12,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from worker import data, models
-from worker.build import Builder, actions, minibatches_per_step
+from worker.build import Builder, minibatches_per_step
 from worker.data.base import Source
+from worker.executor import Executor
 from worker.feed import Feeder
 from worker.metrics import MetricsFile, Stopwatch, Totals
 from worker.rendezvous import Rendezvous
-from worker.runtime import StageRuntime
 from worker.spec.files import RunFiles, write_atomic
 from worker.spec.job import Job
 from worker.spec.records import Result, StageResult
 
 
-def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rendezvous: Rendezvous) -> StageRuntime:
-    """Train one rank's stage to the end of the run and write down what it measured.
+def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rendezvous: Rendezvous) -> None:
+    """Train one rank's stages to the end of the run and write down what it measured.
 
-    Returns:
-        The runtime, with the final weights of the stage.
-    Raises:
-        VpipeError: whatever kept this rank from finishing.
+    Raises VpipeError: whatever kept this rank from finishing.
     """
     placement = job.ranks[rank]
     torch.set_num_threads(placement.threads)
@@ -41,25 +38,24 @@ def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rende
         timeout=timedelta(seconds=job.spec.run.stall_timeout),
     )
     model, signature = models.build_model(job.spec), data.signature(job.spec)
-    builder = Builder(job, model, signature, placement.stage, torch.device(placement.device))
+    builder = Builder(job, model, signature, rank, torch.device(placement.device))
     rendezvous.agree("job, code and shapes", builder.digest())
     waiting = Stopwatch()
-    source = _open_data(job, files, cache) if builder.topology.is_first else None
+    source = _open_data(job, files, cache) if rank == 0 else None
     feed = Feeder(source, minibatches_per_step(job.spec), builder.device, waiting) if source else None
     metrics = MetricsFile(files.metrics(rank), job.spec.run.steps)
-    runtime = builder.runtime(feed, waiting, metrics.write)
+    executor = builder.executor(feed, waiting, metrics.write)
     rendezvous.exchange("readiness", "ready")
     files.ready(attempt, rank).touch(mode=0o600)
     try:
-        runtime.run(actions(job.spec, placement.stage, job.plan.stages))
+        executor.run(builder.actions())
     finally:
         metrics.close()
-    rendezvous.give("results", _own_result(job, rank, metrics.totals, runtime))
+    rendezvous.give("results", _own_result(job, rank, metrics.totals, executor))
     if source is not None:
         result = _merged(job, rendezvous.collect("results"), source.baseline_loss)
         write_atomic(files.result, result.model_dump_json(indent=2) + "\n")
     dist.destroy_process_group()
-    return runtime
 
 
 def _open_data(job: Job, files: RunFiles, cache: Path) -> Source:
@@ -68,16 +64,18 @@ def _open_data(job: Job, files: RunFiles, cache: Path) -> Source:
     return source
 
 
-def _own_result(job: Job, rank: int, totals: Totals, runtime: StageRuntime) -> str:
+def _own_result(job: Job, rank: int, totals: Totals, executor: Executor) -> str:
     """What one rank has to say at the end, as JSON for ``_merged``."""
-    layers, stage = job.plan.partition[runtime.topology.stage], runtime.topology.stage
+    layers = sum(job.plan.partition[stage] for stage in executor.stages)
     return json.dumps(
         {
-            "stage": totals.stage_result(stage, rank, layers, job.spec.data.minibatch_size).model_dump(),
+            "stage": totals.stage_result(
+                job.ranks[rank].stage, rank, layers, job.spec.data.minibatch_size
+            ).model_dump(),
             "loss": totals.loss,
             "samples_per_second": totals.samples / totals.seconds,
             "seconds": totals.all_seconds,
-            "weights": {name: sha256_of(name, parameter) for name, parameter in runtime.stash.parameters.items()},
+            "weights": {name: sha256_of(name, parameter) for name, parameter in executor.parameters().items()},
         }
     )
 

@@ -1,0 +1,42 @@
+"""Action: one thing one rank does. A schedule is a list of them per rank.
+
+Printed, an action is its stage, its letter and its minibatch, as torch.distributed.pipelining writes it: ``0F1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Kind(str, Enum):
+    """What a rank does."""
+
+    FORWARD = "F"
+    BACKWARD = "B"
+    INPUT_GRAD = "I"
+    WEIGHT_GRAD = "W"
+    UPDATE = "U"
+
+
+@dataclass(frozen=True)
+class Action:
+    """A forward or backward of one minibatch in one stage, or the update that follows it."""
+
+    stage: int
+    kind: Kind
+    minibatch: int
+
+    def __str__(self) -> str:
+        return f"{self.stage}{self.kind.value}{self.minibatch}"
+
+
+def brief(actions: Iterable[Action]) -> str:
+    """The actions of one rank on one line, without their stage: ``F0 F1 B0 U0``."""
+    return " ".join(f"{action.kind.value}{action.minibatch}" for action in actions)
+
+
+def picture(ranks: Sequence[Sequence[Action]]) -> str:
+    """One line a rank, first stage first."""
+    return "\n".join(brief(actions) for actions in ranks)
