@@ -25,11 +25,21 @@ from worker.spec.records import StepMetrics
 DEADLINE = 60.0
 
 
-def job_of(spec: ClusterSpec, partition: list[int], recompute_ratio: float = 0.0) -> Job:
+def job_of(
+    spec: ClusterSpec, partition: list[int], recompute_ratio: float = 0.0, replicas: list[int] | None = None
+) -> Job:
     """A job on CPU slots of this machine, one thread a rank."""
     stages = len(partition)
-    plan = Plan(partition=partition, recompute_ratio=[recompute_ratio] * stages, reason="a test")
-    ranks = [Placement(rank=s, stage=s, host="localhost", device="cpu", threads=1) for s in range(stages)]
+    plan = Plan(
+        partition=partition,
+        recompute_ratio=[recompute_ratio] * stages,
+        reason="a test",
+        replicas=replicas or [1] * stages,
+    )
+    ranks = [
+        Placement(rank=rank, stage=plan.stages_of(rank)[0], host="localhost", device="cpu", threads=1)
+        for rank in range(plan.ranks)
+    ]
     return Job(run="test", spec=spec, plan=plan, ranks=ranks)
 
 
@@ -46,7 +56,8 @@ def train(
     assert not any(statuses), f"ranks ended with {statuses}:\n" + "".join(p.read_text() for p in folder.glob("error-*"))
     weights: dict[str, Tensor] = {}
     for rank in range(len(job.ranks)):
-        weights.update(torch.load(folder / f"weights-{rank}.pt", weights_only=True))
+        for name, weight in torch.load(folder / f"weights-{rank}.pt", weights_only=True).items():
+            assert torch.equal(weights.setdefault(name, weight), weight), f"replicas of {name} differ"
     return weights
 
 
@@ -73,7 +84,9 @@ def _rank(rank: int, job: Job, model: Model, source: Source, folder: Path) -> di
     dist.init_process_group("gloo", store=store, rank=rank, world_size=len(job.ranks))
     waiting = Stopwatch()
     builder = Builder(job, model, source.signature, rank, torch.device("cpu"))
-    feed = Feeder(source, minibatches_per_step(job.spec), builder.device, waiting) if rank == 0 else None
+    feed = (
+        Feeder(source, minibatches_per_step(job.spec), builder.device, waiting) if job.ranks[rank].stage == 0 else None
+    )
     executor = builder.executor(feed, waiting, _ignore)
     executor.run(builder.actions())
     dist.barrier()

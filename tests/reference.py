@@ -16,6 +16,7 @@ from worker.flow import trace
 from worker.models.base import Model
 from worker.rng import seed_layer
 from worker.spec.cluster import ClusterSpec
+from worker.spec.job import Plan
 
 Weights = dict[str, Tensor]
 
@@ -55,11 +56,18 @@ class Whole:
             values.update(zip(layer.outputs, result if isinstance(result, tuple) else (result,), strict=True))
         return (values[self.model.layers[-1].outputs[0]] * weights).sum()
 
-    def gradients(self) -> Weights:
+    def take_gradients(self) -> Weights:
+        """The gradients of the last backward by full name, borrowed parameters' apart; they are gone afterwards."""
+        taken = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        return taken
+
+    def with_borrowed(self, gradients: Weights) -> Weights:
         """Gradients by owner; borrowers' are added in layer order."""
-        total = {name: p.grad.clone() for name, p in self.owned().items() if p.grad is not None}
+        total = {name: gradient for name, gradient in gradients.items() if name not in self.model.tied}
         for borrower, owner in self.flow.tied.items():
-            total[owner] = total[owner] + self.parameters[borrower].grad
+            total[owner] = total[owner] + gradients[borrower]
         return total
 
 
@@ -82,46 +90,86 @@ def _step(optim: torch.optim.Optimizer, parameters: Weights, gradients: Weights,
     optim.step()
 
 
-def bsp(spec: ClusterSpec, model: Model, source: Source) -> Weights:
-    """Weights after ``spec.run.steps`` steps of gradient accumulation."""
+def _summed(parts: list[tuple[int, Weights]], whole: Whole, plan: Plan) -> Weights:
+    """Gradients of several minibatches as the replicas of each stage add them up: first each its own, then in turn."""
+    total = {}
+    for name in parts[0][1]:
+        replicas = plan.replicas[_stage_of(name, whole, plan)]
+        own: list[Tensor | None] = [None] * replicas
+        for number, gradients in parts:
+            so_far = own[number % replicas]
+            own[number % replicas] = gradients[name] if so_far is None else so_far + gradients[name]
+        given = [gradient for gradient in own if gradient is not None]
+        total[name] = sum(given[1:], given[0])
+    return total
+
+
+def _stage_of(name: str, whole: Whole, plan: Plan) -> int:
+    return next(stage for stage in range(plan.stages) if whole.flow.holders[name] in plan.layers_of(stage))
+
+
+def bsp(spec: ClusterSpec, model: Model, source: Source, plan: Plan) -> Weights:
+    """Weights after ``spec.run.steps`` steps of gradient accumulation; ``plan`` matters for the order of sums only."""
     whole = Whole(model, source, spec.run.seed)
     optim = optimizer.build(spec.optimizer, whole.owned())
     per_step = spec.pipeline.minibatches_per_step
     for step in range(spec.run.steps):
         whole.set({name: parameter.detach().clone() for name, parameter in whole.owned().items()})
-        numbers = range(step * per_step, (step + 1) * per_step)
+        numbers, parts = range(step * per_step, (step + 1) * per_step), []
         for number in numbers:
             whole.loss(source, number, _counts(source, numbers)).backward()
-        gradients = whole.gradients()
+            parts.append((number, whole.take_gradients()))
+        gradients = whole.with_borrowed(_summed(parts, whole, plan))
         _clip(gradients, spec.optimizer.clip_grad_norm)
         _step(optim, whole.owned(), gradients, optimizer.learning_rate(spec.optimizer, step, spec.run.steps))
     return {name: parameter.detach() for name, parameter in whole.owned().items()}
 
 
-def asp(spec: ClusterSpec, model: Model, source: Source, partition: list[int]) -> Weights:
+class StageReplay:
+    """One stage under ASP: all its weight versions, and the gradients of the minibatches since the last update."""
+
+    def __init__(self, stage: int, spec: ClusterSpec, whole: Whole, plan: Plan) -> None:
+        self.replicas = plan.replicas[stage]
+        before = sum(plan.replicas[:stage])
+        self.warmup = (sum(plan.replicas) - 1 - before) // self.replicas
+        self.spec, self.whole = spec, whole
+        names = [name for name in whole.owned() if _stage_of(name, whole, plan) == stage]
+        self.newest = {name: nn.Parameter(whole.parameters[name].detach().clone()) for name in names}
+        self.optim = optimizer.build(spec.optimizer, self.newest)
+        self.history = [_copy(self.newest)]
+        self.waiting: list[Weights] = []
+
+    def weights(self, number: int) -> Weights:
+        """What the schedule gives to ``number``: all updates but those of the minibatches still in flight here."""
+        return self.history[max(0, number // self.replicas - self.warmup)]
+
+    def update(self, number: int, gradients: Weights) -> None:
+        """Take in the gradients of one minibatch; with those of all replicas, or at the end, update by their mean."""
+        self.waiting.append(gradients)
+        if len(self.waiting) < self.replicas and number < self.spec.run.steps - 1:
+            return
+        first, *others = self.waiting
+        total = {name: sum((each[name] for each in others), gradient) for name, gradient in first.items()}
+        mean = self.whole.with_borrowed({name: gradient / len(self.waiting) for name, gradient in total.items()})
+        mean = {name: mean[name] for name in self.newest if name in mean}
+        self.waiting = []
+        _clip(mean, self.spec.optimizer.clip_grad_norm)
+        rate = optimizer.learning_rate(self.spec.optimizer, number, self.spec.run.steps)
+        _step(self.optim, self.newest, mean, rate)
+        self.history.append(_copy(self.newest))
+
+
+def asp(spec: ClusterSpec, model: Model, source: Source, plan: Plan) -> Weights:
     """Weights after ``spec.run.steps`` minibatches through a 1F1B stream with weight stashing."""
     whole = Whole(model, source, spec.run.seed)
-    stages = len(partition)
-    ends = [sum(partition[: stage + 1]) for stage in range(stages)]
-    stage_of = {name: next(s for s in range(stages) if layer < ends[s]) for name, layer in whole.flow.holders.items()}
-    newest = [
-        {name: nn.Parameter(p.detach().clone()) for name, p in whole.owned().items() if stage_of[name] == stage}
-        for stage in range(stages)
-    ]
-    history = [[_copy(parameters)] for parameters in newest]
-    optims = [optimizer.build(spec.optimizer, parameters) for parameters in newest]
+    stages = [StageReplay(stage, spec, whole, plan) for stage in range(plan.stages)]
     for number in range(spec.run.steps):
-        versions = [history[stage][max(0, number - (stages - 1 - stage))] for stage in range(stages)]
-        whole.set({name: value for version in versions for name, value in version.items()})
+        whole.set({name: value for stage in stages for name, value in stage.weights(number).items()})
         whole.loss(source, number, _counts(source, range(number, number + 1))).backward()
-        gradients = whole.gradients()
-        for stage in range(stages):
-            own = {name: gradients[name] for name in newest[stage] if name in gradients}
-            _clip(own, spec.optimizer.clip_grad_norm)
-            rate = optimizer.learning_rate(spec.optimizer, number, spec.run.steps)
-            _step(optims[stage], newest[stage], own, rate)
-            history[stage].append(_copy(newest[stage]))
-    return {name: parameter.detach() for parameters in newest for name, parameter in parameters.items()}
+        gradients = whole.take_gradients()
+        for stage in stages:
+            stage.update(number, gradients)
+    return {name: parameter.detach() for stage in stages for name, parameter in stage.newest.items()}
 
 
 def _copy(parameters: dict[str, nn.Parameter]) -> Weights:

@@ -13,6 +13,7 @@ from worker import data, models
 from worker.data.base import Source
 from worker.models.base import Model
 from worker.spec.cluster import BertSpec, ClusterSpec, DataSpec, OptimizerSpec, PipelineSpec, RunSpec
+from worker.spec.job import Job
 from worker.stash import WeightStash
 
 PARTITIONS = [[6], [3, 3], [1, 2, 2, 1]]
@@ -37,10 +38,10 @@ def assert_equal(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
     assert not wrong
 
 
-def expected_of(spec: ClusterSpec, model: Model, source: Source, partition: list[int]) -> dict[str, Tensor]:
-    if spec.pipeline.sync_mode == "asp":
-        return reference.asp(spec, model, source, partition)
-    return reference.bsp(spec, model, source)
+def assert_exact(job: Job, folder: Path, model: Model = MODEL, source: Source = DATA) -> None:
+    """Train ``job`` and compare its weights with those of the one-process reference."""
+    one_process = {"asp": reference.asp, "bsp": reference.bsp}[job.spec.pipeline.sync_mode]
+    assert_equal(harness.train(job, model, source, folder), one_process(job.spec, model, source, job.plan))
 
 
 @pytest.mark.parametrize("recompute", [0.0, 0.5, 1.0])
@@ -48,14 +49,23 @@ def expected_of(spec: ClusterSpec, model: Model, source: Source, partition: list
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
 def test_bsp_equals_one_process(schedule: str, partition: list[int], recompute: float, tmp_path: Path) -> None:
     job = harness.job_of(spec("bsp", schedule), partition, recompute)
-    assert_equal(harness.train(job, MODEL, DATA, tmp_path), reference.bsp(job.spec, MODEL, DATA))
+    assert_exact(job, tmp_path)
 
 
 @pytest.mark.parametrize("recompute", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("partition", PARTITIONS, ids=str)
 def test_asp_equals_its_replay(partition: list[int], recompute: float, tmp_path: Path) -> None:
     job = harness.job_of(spec("asp", steps=20), partition, recompute)
-    assert_equal(harness.train(job, MODEL, DATA, tmp_path), reference.asp(job.spec, MODEL, DATA, partition))
+    assert_exact(job, tmp_path)
+
+
+@pytest.mark.parametrize("replicas", [[2, 1], [1, 2], [2, 2], [3, 2]], ids=str)
+@pytest.mark.parametrize("sync_mode", ["asp", "bsp"])
+def test_replicas_are_exact(sync_mode: str, replicas: list[int], tmp_path: Path) -> None:
+    """Counts that differ between neighbours and do not divide the minibatches."""
+    tied = sync_mode == "bsp" or len(set(replicas)) == 1
+    job = harness.job_of(spec(sync_mode, steps=7), [2, 4], 0.5, replicas)
+    assert_exact(job, tmp_path, toy.model(tied=tied))
 
 
 @pytest.mark.parametrize("name", ["adam", "nadam", "sgd"])
@@ -63,13 +73,13 @@ def test_asp_equals_its_replay(partition: list[int], recompute: float, tmp_path:
 def test_every_optimizer_is_exact(sync_mode: str, name: str, tmp_path: Path) -> None:
     momentum = {"momentum": 0.9} if name == "sgd" else {}
     job = harness.job_of(spec(sync_mode, name=name, clip_grad_norm=None, schedule="cosine", **momentum), [3, 3])
-    assert_equal(harness.train(job, MODEL, DATA, tmp_path), expected_of(job.spec, MODEL, DATA, [3, 3]))
+    assert_exact(job, tmp_path)
 
 
 def test_untied_model_is_exact(tmp_path: Path) -> None:
     model = toy.model(tied=False)
     job = harness.job_of(spec("asp"), [2, 2, 2])
-    assert_equal(harness.train(job, model, DATA, tmp_path), reference.asp(job.spec, model, DATA, [2, 2, 2]))
+    assert_exact(job, tmp_path, model)
 
 
 @pytest.mark.parametrize("sync_mode", ["asp", "bsp"])
@@ -81,7 +91,7 @@ def test_bert_on_text_is_exact(sync_mode: str, tmp_path: Path) -> None:
     whole = spec(sync_mode, steps=6).model_copy(update={"model": bert, "data": text})
     model, source = models.build_model(whole), data.open_source(whole, tmp_path / "cache")
     job = harness.job_of(whole, [1, 2, 2, 1], 0.5)
-    assert_equal(harness.train(job, model, source, tmp_path), expected_of(whole, model, source, [1, 2, 2, 1]))
+    assert_exact(job, tmp_path, model, source)
 
 
 def test_backward_with_the_newest_weights_is_caught(tmp_path: Path) -> None:
@@ -92,7 +102,7 @@ def test_backward_with_the_newest_weights_is_caught(tmp_path: Path) -> None:
 
     job = harness.job_of(spec("asp", steps=20), [3, 3])
     with pytest.raises(AssertionError):
-        assert_equal(harness.train(job, MODEL, DATA, tmp_path, mutate), reference.asp(job.spec, MODEL, DATA, [3, 3]))
+        assert_equal(harness.train(job, MODEL, DATA, tmp_path, mutate), reference.asp(job.spec, MODEL, DATA, job.plan))
 
 
 def test_recomputing_with_the_newest_weights_is_caught(tmp_path: Path) -> None:
@@ -104,4 +114,4 @@ def test_recomputing_with_the_newest_weights_is_caught(tmp_path: Path) -> None:
 
     job = harness.job_of(spec("asp", steps=20), [3, 3], 1.0)
     with pytest.raises(AssertionError):
-        assert_equal(harness.train(job, MODEL, DATA, tmp_path, mutate), reference.asp(job.spec, MODEL, DATA, [3, 3]))
+        assert_equal(harness.train(job, MODEL, DATA, tmp_path, mutate), reference.asp(job.spec, MODEL, DATA, job.plan))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from itertools import chain
+from functools import partial
+from itertools import chain, cycle
 
 import torch
 from torch import nn
@@ -16,28 +17,60 @@ from worker.executor import Executor, UpdateRule
 from worker.flow import Flow, trace
 from worker.metrics import StepClock, Stopwatch
 from worker.models.base import Model
-from worker.runtime import LOSS_WEIGHTS, Feed, StageRuntime
-from worker.schedule import Action
+from worker.replicas import ReplicaGroup
+from worker.runtime import LOSS_WEIGHTS, LOSSES, Feed, StageRuntime
+from worker.schedule import Action, Kind
 from worker.spec.cluster import ClusterSpec
-from worker.spec.job import Job
+from worker.spec.job import Job, Plan
 from worker.spec.records import StepMetrics
 from worker.stage import Stage
 from worker.stash import WeightStash
-from worker.topology import Tie, Topology
+from worker.topology import Tie, Topology, versions
 
 
-def actions(spec: ClusterSpec, stage: int, stages: int) -> Iterator[Action]:
-    """All Actions of one stage over the whole run."""
-    pipeline = spec.pipeline
-    in_flight = None if pipeline.in_flight == "auto" else pipeline.in_flight
-
-    def over(minibatches: range) -> Iterator[Action]:
-        return schedule.actions(pipeline.schedule, pipeline.sync_mode, stage, stages, minibatches, in_flight)
-
-    if pipeline.sync_mode == "asp":
-        return over(range(spec.run.steps))
+def actions(spec: ClusterSpec, plan: Plan, rank: int) -> Iterator[Action]:
+    """All Actions of one rank over the whole run."""
     per_step = minibatches_per_step(spec)
-    return chain.from_iterable(over(range(n * per_step, (n + 1) * per_step)) for n in range(spec.run.steps))
+    if spec.pipeline.sync_mode == "asp":
+        return _of_rank(spec, plan, rank, range(spec.run.steps))
+    steps = (range(step * per_step, (step + 1) * per_step) for step in range(spec.run.steps))
+    return chain.from_iterable(_of_rank(spec, plan, rank, step) for step in steps)
+
+
+def stage_versions(spec: ClusterSpec, plan: Plan, stage: int) -> Iterator[tuple[int, int]]:
+    """Minibatch and weight version of every forward of a stage, on all its replicas, in the order of minibatches."""
+    replicas = [
+        versions(action for action in actions(spec, plan, rank) if action.stage == stage)
+        for rank in plan.ranks_of(stage)
+    ]
+    for replica in cycle(replicas):
+        forward = next(replica, None)
+        if forward is None:
+            return
+        yield forward
+
+
+def _of_rank(spec: ClusterSpec, plan: Plan, rank: int, minibatches: range) -> Iterator[Action]:
+    """The Actions of one rank over ``minibatches``: one step under BSP, the whole stream under ASP.
+
+    A replica has every R-th minibatch, and updates when all of its stage do: under ASP after every R minibatches.
+    """
+    pipeline, stage = spec.pipeline, plan.stages_of(rank)[0]
+    ranks = plan.ranks_of(stage)
+    first = minibatches.start + (ranks.index(rank) - minibatches.start) % len(ranks)
+    own = range(first, minibatches.stop, len(ranks))
+    in_flight = None if pipeline.in_flight == "auto" else pipeline.in_flight
+    warmup = (plan.ranks - 1 - ranks.start) // len(ranks) if max(plan.replicas) > 1 else None
+    last, end = minibatches.stop - 1, -1
+    name, mode = pipeline.schedule, pipeline.sync_mode
+    for action in schedule.actions(name, mode, stage, plan.stages, own, in_flight, warmup) if own else ():
+        if action.kind is not Kind.UPDATE:
+            yield action
+            continue
+        end = last if mode == "bsp" else min(last, action.minibatch - ranks.index(rank) + len(ranks) - 1)
+        yield Action(action.stage, action.kind, end)
+    if end != last:
+        yield Action(stage, Kind.UPDATE, last)
 
 
 def minibatches_per_step(spec: ClusterSpec) -> int:
@@ -58,8 +91,8 @@ class Builder:
         self.rank = rank
         self.flow = trace(model, signature)
         self.device = device
-        stages = range(rank, job.plan.stages, len(job.ranks))
-        self.topologies = [_topology(job, self.flow, signature, len(model.losses), stage) for stage in stages]
+        stages = job.plan.stages_of(rank)
+        self.topologies = [_topology(job.plan, self.flow, signature, len(model.losses), s, rank) for s in stages]
 
     def digest(self) -> str:
         """SHA-256 over job, code, and the shapes of everything that travels: what all ranks must agree on."""
@@ -68,7 +101,7 @@ class Builder:
 
     def actions(self) -> Iterator[Action]:
         """All Actions of this rank over the whole run."""
-        return actions(self.job.spec, self.rank, self.job.plan.stages)
+        return actions(self.job.spec, self.job.plan, self.rank)
 
     def executor(
         self, feed: Callable[[int], Feed] | None, waiting: Stopwatch, report: Callable[[StepMetrics], None]
@@ -76,27 +109,35 @@ class Builder:
         """The rank, ready to run: its stages materialised and initialised, nobody else's."""
         spec = self.job.spec
         communicator = Communicator(self.topologies[0].names(), self.device, spec.run.stall_timeout, waiting)
-        everywhere = self.flow.parameters if spec.pipeline.sync_mode == "bsp" else None
+        ranks = self.job.plan.ranks_of(self.topologies[0].stage)
+        rule = UpdateRule(
+            spec.optimizer,
+            spec.run.steps,
+            minibatches_per_step(spec),
+            len(ranks),
+            spec.pipeline.sync_mode == "bsp",
+            self.flow.parameters,
+            self.rank == ranks[0],
+        )
         return Executor(
             {topology.stage: self._runtime(topology, communicator, feed) for topology in self.topologies},
             communicator,
-            UpdateRule(spec.optimizer, spec.run.steps, everywhere),
+            rule,
             StepClock(waiting, spec.data.minibatch_size, self.device, report),
         )
 
     def _runtime(
         self, topology: Topology, communicator: Communicator, feed: Callable[[int], Feed] | None
     ) -> StageRuntime:
-        spec = self.job.spec
-        owners = {tie.owner_stage for tie in topology.borrowed}
-        return StageRuntime(
-            topology,
-            self._stage(topology),
-            communicator,
-            spec.optimizer,
-            feed,
-            {owner: actions(spec, owner, topology.stages) for owner in owners},
-        )
+        stage, ranks = self._stage(topology), self.job.plan.ranks_of(topology.stage)
+        group = None
+        if len(ranks) > 1:
+            specs = {name: self.flow.spec(name) for name in stage.stash.current.leaves}
+            specs |= {name: self.flow.spec(name) for name in stage.stash.borrowed}
+            losses = {LOSSES: TensorSpec((len(self.model.losses) if topology.is_last else 0,), torch.float32)}
+            group = ReplicaGroup(communicator, ranks, self.rank, specs | losses, self.device)
+        versions_of = partial(stage_versions, self.job.spec, self.job.plan)
+        return StageRuntime(topology, stage, communicator, self.job.spec.optimizer, feed, group, versions_of)
 
     def _stage(self, topology: Topology) -> Stage:
         indices = self.job.plan.layers_of(topology.stage)
@@ -122,16 +163,17 @@ class Builder:
         return module.train()
 
 
-def _topology(job: Job, flow: Flow, signature: Signature, terms: int, stage: int) -> Topology:
-    starts = [job.plan.layers_of(index).start for index in range(job.plan.stages)]
+def _topology(plan: Plan, flow: Flow, signature: Signature, terms: int, stage: int, rank: int) -> Topology:
+    starts = [plan.layers_of(index).start for index in range(plan.stages)]
 
     def stage_of(parameter: str) -> int:
         return max(index for index, start in enumerate(starts) if start <= flow.holders[parameter])
 
     ties = [Tie(b, owner, stage_of(b), stage_of(owner), flow.spec(owner)) for b, owner in flow.tied.items()]
     return Topology(
+        plan=plan,
         stage=stage,
-        ranks=len(job.ranks),
+        rank=rank,
         cuts=tuple(flow.cuts[start] for start in starts),
         targets={**signature.targets, LOSS_WEIGHTS: TensorSpec((terms,), torch.float32)},
         ties=tuple(tie for tie in ties if tie.borrower_stage != tie.owner_stage),

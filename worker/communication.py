@@ -7,6 +7,7 @@ named. Gloo itself accepts a wrong length or dtype in silence; so ``train`` agre
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -168,7 +169,8 @@ def _explained(what: Address | str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = str(error).splitlines()[0]
+        # Gloo says "[its source file:line] what happened [address]. advice".
+        text = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]
         if "timed out" in text.lower():
             hint = "run.stall_timeout sets the limit, in seconds"
             raise StallError(f"waited too long for {what}", hint) from error

@@ -1,7 +1,7 @@
 """Backward in two parts: gradients of inputs now, those of weight matrices later (zero bubble, Qi et al. 2024).
 
 While ``Deferred`` is active, every linear map keeps its input and its output's gradient instead of computing its
-weight's gradient; ``run`` does the products later, in the order of the backward. Other parameters are too small to defer.
+weight's gradient; ``run`` does the products later, in the order of the backward. Other parameters are too small.
 """
 
 from __future__ import annotations

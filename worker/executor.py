@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby, tee
+from itertools import tee
 
 import torch
 from torch import Tensor
@@ -17,21 +17,37 @@ from torch import Tensor
 from worker import optimizer as optim
 from worker.communication import Communicator, Expected, Inbox
 from worker.metrics import StepClock, Update
-from worker.runtime import StageRuntime
+from worker.runtime import StageRuntime, UpdateOf
 from worker.schedule import Action, Kind
 from worker.spec.cluster import OptimizerSpec
 
 
 @dataclass(frozen=True)
 class UpdateRule:
-    """How parameters are updated, over ``updates`` updates.
+    """When and how parameters are updated, over ``steps`` steps of ``minibatches_per_step``.
 
-    ``all_parameters`` names the parameters of the whole model in order where clipping is over all stages, else None.
+    ``replicas`` are those of the rank's stages; ``is_flush`` says whether an update covers a whole step of all of them
+    (BSP) or one minibatch of each (ASP). ``all_parameters`` names the parameters of the whole model in order;
+    ``speaks`` says whether this rank is the one of its replicas that counts in sums over all ranks.
     """
 
     spec: OptimizerSpec
-    updates: int
-    all_parameters: tuple[str, ...] | None
+    steps: int
+    minibatches_per_step: int
+    replicas: int
+    is_flush: bool
+    all_parameters: tuple[str, ...]
+    speaks: bool
+
+    def step_of(self, minibatch: int) -> int:
+        """The step, from 0, that ``minibatch`` belongs to; under ASP every minibatch is a step."""
+        return minibatch // self.minibatches_per_step
+
+    def update_of(self, action: Action) -> UpdateOf:
+        """What the update ``action`` covers."""
+        minibatch = action.minibatch
+        covered = self.minibatches_per_step if self.is_flush else minibatch % self.replicas + 1
+        return UpdateOf(minibatch, covered, self.is_flush)
 
 
 class Executor:
@@ -54,8 +70,8 @@ class Executor:
         inbox = Inbox(self._communicator, map(self._expected, to_expect))
         for joint in to_run:
             self._clock.start()
-            if joint[0].kind is Kind.UPDATE:  # before waiting: the owner may be another stage of this very rank
-                self._return_borrowed(joint)
+            if joint[0].kind is Kind.UPDATE:
+                self._before_update(joint)
             update = self._execute(joint, inbox.take())
             self._clock.stop(joint[0].kind)
             if update is not None:
@@ -69,9 +85,12 @@ class Executor:
     def _expected(self, joint: list[Action]) -> list[Expected]:
         return [expected for action in joint for expected in self.stages[action.stage].expected(action)]
 
-    def _return_borrowed(self, joint: list[Action]) -> None:
+    def _before_update(self, joint: list[Action]) -> None:
+        """What an update gives to others, before it waits for what it takes from them."""
         for action in joint:
-            self.stages[action.stage].return_borrowed(action.minibatch)
+            runtime = self.stages[action.stage]
+            runtime.sum_over_replicas(self._rule.update_of(action))
+            runtime.return_borrowed(action.minibatch)
 
     def _execute(self, joint: list[Action], received: dict[str, Tensor]) -> Update | None:
         action = joint[0]
@@ -92,23 +111,23 @@ class Executor:
         gathered = [runtime.gather_gradients(received) for runtime in runtimes]
         gradients = {name: gradient for each in gathered for name, gradient in each.items()}
         norm = self._clip(gradients)
-        rate = optim.learning_rate(self._rule.spec, runtimes[0].updates, self._rule.updates)
+        step = self._rule.step_of(joint[0].minibatch)
+        rate = optim.learning_rate(self._rule.spec, step, self._rule.steps)
         losses = [loss for runtime, own in zip(runtimes, gathered, strict=True) for loss in runtime.apply(own, rate)]
-        return Update(losses, rate, norm)
+        return Update(step + 1, self._rule.update_of(joint[0]).minibatches, losses, rate, norm)
 
     def _clip(self, gradients: Mapping[str, Tensor]) -> float | None:
         """Clip in place as the rule says; the norm before it, None where there is no limit."""
-        limit, everywhere = self._rule.spec.clip_grad_norm, self._rule.all_parameters
+        limit = self._rule.spec.clip_grad_norm
         if limit is None:
             return None
         squares = {name: float(torch.linalg.vector_norm(gradient)) ** 2 for name, gradient in gradients.items()}
-        names = everywhere or list(self.parameters())
-        if everywhere is not None:
-            mine = torch.tensor([squares.get(name, 0.0) for name in everywhere], dtype=torch.float64)
+        in_order = [squares.get(name, 0.0) for name in self._rule.all_parameters]
+        if self._rule.is_flush:
             # Every number is one rank's own and the others add zero, so the sum is exact whatever the order of ranks.
-            total = self._communicator.sum_over_ranks(mine, "the gradient norm")
-            squares = dict(zip(everywhere, total.tolist(), strict=True))
-        norm = math.sqrt(sum(squares[name] for name in names if name in squares))
+            mine = torch.tensor(in_order if self._rule.speaks else [0.0] * len(in_order), dtype=torch.float64)
+            in_order = self._communicator.sum_over_ranks(mine, "the gradient norm").tolist()
+        norm = math.sqrt(sum(in_order))
         if norm > limit:
             for gradient in gradients.values():
                 gradient.mul_(limit / norm)
@@ -116,6 +135,15 @@ class Executor:
 
 
 def _with_joint_updates(actions: Iterable[Action]) -> Iterator[list[Action]]:
-    """Each action alone, but the updates of several stages that follow each other together."""
-    for _, group in groupby(enumerate(actions), lambda pair: "U" if pair[1].kind is Kind.UPDATE else pair[0]):
-        yield [action for _, action in group]
+    """Each action alone, but the updates of several stages after the same minibatch together."""
+    joint: list[Action] = []
+    for action in actions:
+        if joint and (action.kind, action.minibatch) != (Kind.UPDATE, joint[0].minibatch):
+            yield joint
+            joint = []
+        joint.append(action)
+        if action.kind is not Kind.UPDATE:
+            yield joint
+            joint = []
+    if joint:
+        yield joint

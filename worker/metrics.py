@@ -38,8 +38,14 @@ def peak_memory(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Update:
-    """What an update says of itself: means by loss term (last stage only), learning rate, gradient norm if computed."""
+    """What an update says of itself.
 
+    ``step`` counts from 1; ``minibatches`` are those it covers, on all replicas; ``losses`` are means by loss term, on
+    the last stage only; ``norm`` is the gradient's, where it was computed.
+    """
+
+    step: int
+    minibatches: int
     losses: list[float]
     rate: float
     norm: float | None
@@ -64,7 +70,6 @@ class StepClock:
         self._samples = samples_per_minibatch
         self._device = device
         self._report = report
-        self._step = 0
         self._step_ended = time.perf_counter()
         self._begin_step()
 
@@ -82,22 +87,22 @@ class StepClock:
         """End the action begun last."""
         waited = self._waiting.seconds - self._waited
         self._busy[kind] += time.perf_counter() - self._started - waited
-        self._minibatches += kind is Kind.BACKWARD
+        self._minibatches += kind is Kind.FORWARD
 
     def end_step(self, update: Update) -> None:
         """Report the step that ``update`` has just ended."""
         now = time.perf_counter()
-        self._step += 1
         self._report(
             StepMetrics(
-                step=self._step,
+                step=update.step,
                 time=time.time(),
-                samples=self._minibatches * self._samples,
+                samples=update.minibatches * self._samples,
+                minibatches=self._minibatches,
                 loss=update.losses[0] if update.losses else None,
                 other_losses=update.losses[1:],
                 lr=update.rate,
                 forward=self._busy[Kind.FORWARD],
-                backward=self._busy[Kind.BACKWARD],
+                backward=sum(self._busy[kind] for kind in (Kind.BACKWARD, Kind.INPUT_GRAD, Kind.WEIGHT_GRAD)),
                 update=self._busy[Kind.UPDATE],
                 wait=self._waiting.seconds - self._waited_before,
                 seconds=now - self._step_ended,
@@ -141,6 +146,7 @@ class Totals:
     tail: int
     steps: int = 0
     samples: int = 0
+    minibatches: int = 0
     seconds: float = 0.0
     all_seconds: float = 0.0
     busy: float = 0.0
@@ -153,8 +159,9 @@ class Totals:
         """Count one step."""
         self.steps += 1
         if self.steps == 2:
-            self.samples, self.seconds, self.busy = 0, 0.0, 0.0
+            self.samples, self.minibatches, self.seconds, self.busy = 0, 0, 0.0, 0.0
         self.samples += step.samples
+        self.minibatches += step.minibatches
         self.seconds += step.seconds
         self.all_seconds += step.seconds
         self.busy += step.forward + step.backward + step.update
@@ -167,13 +174,13 @@ class Totals:
         """Mean loss of the last ``tail`` steps."""
         return sum(self.losses) / len(self.losses) if self.losses else None
 
-    def stage_result(self, stage: int, rank: int, layers: int, samples_per_minibatch: int) -> StageResult:
+    def stage_result(self, stage: int, rank: int, layers: int) -> StageResult:
         """What this rank reports of itself at the end."""
         return StageResult(
             stage=stage,
             rank=rank,
             layers=layers,
-            stage_seconds=self.busy / max(1, self.samples // samples_per_minibatch),
+            stage_seconds=self.busy / max(1, self.minibatches),
             idle_share=max(0.0, 1 - self.busy / self.seconds),
             peak_memory_bytes=self.memory,
         )

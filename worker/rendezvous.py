@@ -10,7 +10,7 @@ import os
 import time
 from datetime import timedelta
 
-from torch.distributed.distributed_c10d import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from worker.errors import MismatchError, PeerLost, StallError
 

@@ -18,13 +18,27 @@ from worker import optimizer as optim
 from worker import topology as topo
 from worker.communication import Communicator, Expected
 from worker.errors import NonFiniteLoss
+from worker.replicas import ReplicaGroup
 from worker.schedule import Action, Kind
 from worker.spec.cluster import OptimizerSpec
 from worker.stage import Graph, Stage
-from worker.topology import Topology
+from worker.topology import Tie, Topology
 
 LOSS_WEIGHTS = "loss weights"
 """Travels with the targets: for each loss term one over the number of real targets in the minibatch's step."""
+
+
+LOSSES = "losses"
+"""Ride along when gradients are summed over replicas."""
+
+
+@dataclass(frozen=True)
+class UpdateOf:
+    """An update of one stage: its last minibatch, how many it is over, and whether it is a flush (BSP)."""
+
+    minibatch: int
+    minibatches: int
+    is_flush: bool
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,8 @@ class StageRuntime:
 
     Args:
         feed: gives the minibatches by number; None on all stages but the first.
-        owners_actions: for each stage that lends a tied parameter to this one, the Actions of that stage.
+        replicas: None where the stage has one rank only.
+        versions: for a stage, the minibatch and weight version of all its forwards in order, as ``topology.versions``.
     """
 
     def __init__(
@@ -50,7 +65,8 @@ class StageRuntime:
         communicator: Communicator,
         spec: OptimizerSpec,
         feed: Callable[[int], Feed] | None,
-        owners_actions: Mapping[int, Iterable[Action]],
+        replicas: ReplicaGroup | None,
+        versions: Callable[[int], Iterable[tuple[int, int]]],
     ) -> None:
         self.topology = topology
         self.stage = stage
@@ -60,20 +76,18 @@ class StageRuntime:
         """Updates done so far."""
         self._communicator = communicator
         self._feed = feed
-        self._first_uses = {tie.borrower: topo.first_uses(owners_actions[tie.owner_stage]) for tie in topology.borrowed}
-        self._next_use = {borrower: next(uses, None) for borrower, uses in self._first_uses.items()}
+        self._replicas = replicas
+        self._first_uses = {tie.borrower: _FirstUses(topology, tie, versions) for tie in topology.borrowed}
+        self._loans = {tie.borrower: _FirstUses(topology, tie, versions) for tie in topology.lent}
         self._graphs: dict[int, Graph] = {}
         self._loss_weights: dict[int, Tensor] = {}
         self._losses: list[float] = []
-        self._version_lent: int | None = None
 
     def expected(self, action: Action) -> list[Expected]:
         """What ``action`` needs from other ranks. To be asked once for each action, in their order."""
-        fresh = set()
+        fresh: list[str] = []
         if action.kind is Kind.FORWARD:
-            fresh = {borrower for borrower, minibatch in self._next_use.items() if minibatch == action.minibatch}
-        for borrower in fresh:
-            self._next_use[borrower] = next(self._first_uses[borrower], None)
+            fresh = [borrower for borrower, uses in self._first_uses.items() if uses.reached(action.minibatch)]
         return self.topology.expected(action, fresh)
 
     def forward(self, minibatch: int, received: Mapping[str, Tensor]) -> None:
@@ -108,12 +122,28 @@ class StageRuntime:
         self.input_gradient(minibatch, received)
         self.weight_gradient(minibatch, received)
 
+    def sum_over_replicas(self, update: UpdateOf) -> None:
+        """U, first: add up gradients and losses over the stage's replicas; under ASP, their mean over the minibatches.
+
+        Under BSP the loss weights have seen to the mean already.
+        """
+        if self._replicas is None:
+            return
+        losses = {LOSSES: torch.tensor(self._losses)} if self._losses else {}
+        sums = self._replicas.sum({**self.stash.gradients, **losses}, update.minibatch)
+        if not update.is_flush:
+            for tensor in sums.values():
+                tensor.div_(update.minibatches)
+        self._losses = sums.pop(LOSSES).tolist()
+        self.stash.gradients = sums
+
     def return_borrowed(self, minibatch: int) -> None:
-        """U, first: send the gradients of borrowed parameters to their owners."""
+        """U, then: send the gradients of borrowed parameters to their owners."""
         for tie in self.topology.borrowed:
             share = self.stash.gradients.pop(tie.borrower, None)
             share = torch.zeros(tie.spec.shape, dtype=tie.spec.dtype) if share is None else share
-            self._send(share, tie.owner_stage, topo.weight_gradient(tie.borrower), minibatch)
+            for address in self.topology.to_owners(tie, minibatch):
+                self._communicator.send(share, address)
 
     def gather_gradients(self, received: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """U, then: the gradients of the owned parameters, with those of their borrowers added in layer order."""
@@ -155,13 +185,11 @@ class StageRuntime:
         return inputs, targets
 
     def _lend(self, minibatch: int) -> None:
-        """Send owned weights to their borrowers when this minibatch is the first on a new version."""
-        if not self.topology.lent or self._version_lent == self.stash.current.number:
-            return
-        self._version_lent = self.stash.current.number
+        """Send owned weights to the borrowers that meet them with this minibatch for the first time."""
         for tie in self.topology.lent:
-            tensor = self.stash.current.leaves[tie.owner]
-            self._send(tensor, tie.borrower_stage, topo.weight(tie.borrower), minibatch)
+            if self._loans[tie.borrower].reached(minibatch):
+                tensor = self.stash.current.leaves[tie.owner]
+                self._send(tensor, tie.borrower_stage, topo.weight(tie.borrower), minibatch)
 
     def _count_loss(self, minibatch: int, sums: Tensor) -> None:
         losses = (sums.detach() * self._loss_weights[minibatch]).tolist()
@@ -174,3 +202,20 @@ class StageRuntime:
 
     def _send(self, tensor: Tensor, stage: int, what: str, minibatch: int) -> None:
         self._communicator.send(tensor, self.topology.to(stage, what, minibatch))
+
+
+class _FirstUses:
+    """Minibatches of this rank with which a borrower meets a new version of an owner's weights, asked for in order."""
+
+    def __init__(self, topology: Topology, tie: Tie, versions: Callable[[int], Iterable[tuple[int, int]]]) -> None:
+        borrowers = len(topology.plan.ranks_of(tie.borrower_stage))
+        uses = topo.first_uses(versions(tie.owner_stage), borrowers)
+        self._uses = (use for use in uses if topology.plan.rank_of(topology.stage, use) == topology.rank)
+        self._next = next(self._uses, None)
+
+    def reached(self, minibatch: int) -> bool:
+        """Whether ``minibatch`` is the next of them."""
+        if minibatch != self._next:
+            return False
+        self._next = next(self._uses, None)
+        return True

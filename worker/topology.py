@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from worker.communication import Address, Expected
 from worker.data.base import TensorSpec
 from worker.flow import Cut
+from worker.replicas import PART, SUM
 from worker.schedule import Action, Kind
+from worker.spec.job import Plan
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,16 @@ def weight_gradient(borrower: str) -> str:
 
 @dataclass(frozen=True)
 class Topology:
-    """The neighbours of one stage.
+    """The neighbours of one stage, as one of its ranks sees them.
 
-    ``cuts[s]`` stands before stage s. ``targets`` go straight from the first stage to the last. ``ranks`` many ranks
-    hold the stages in turn: stage s is on rank s modulo ``ranks``.
+    ``cuts[s]`` stands before stage s. ``targets`` go straight from the first stage to the last. A tied weight goes from
+    the owner's replica that has the minibatch to the borrower's that has it; every replica of an owner gets the summed
+    gradient from one replica of the borrower.
     """
 
+    plan: Plan
     stage: int
-    ranks: int
+    rank: int
     cuts: tuple[Cut, ...]
     targets: Mapping[str, TensorSpec]
     ties: tuple[Tie, ...]
@@ -98,7 +102,7 @@ class Topology:
 
     def names(self) -> list[str]:
         """Everything that travels anywhere, in the same order on every rank."""
-        names = []
+        names = [PART, SUM]
         for stage in range(1, self.stages):
             names += [activation(name, stage) for name in self.cuts[stage].specs]
             names += [gradient(name, stage - 1) for name in sorted(self.cuts[stage].differentiable)]
@@ -113,14 +117,25 @@ class Topology:
             return list(self._for_backward(action.minibatch))
         if action.kind is Kind.WEIGHT_GRAD:
             return []
-        return [self._from(t.borrower_stage, weight_gradient(t.borrower), t.spec, action.minibatch) for t in self.lent]
+        return [self._shared_gradient(tie, action.minibatch) for tie in self.lent]
 
     def to(self, stage: int, what: str, minibatch: int) -> Address:
-        """The address of a message from this stage to ``stage``."""
-        return Address(what, self.stage % self.ranks, stage % self.ranks, minibatch)
+        """The address of a message about ``minibatch`` from here to ``stage``."""
+        return Address(what, self.rank, self.plan.rank_of(stage, minibatch), minibatch)
+
+    def to_owners(self, tie: Tie, minibatch: int) -> list[Address]:
+        """The addresses of a borrowed parameter's gradient: the owner's replicas that this replica serves."""
+        owners, mine = self.plan.ranks_of(tie.owner_stage), self.plan.ranks_of(self.stage)
+        served = [owner for index, owner in enumerate(owners) if mine[index % len(mine)] == self.rank]
+        return [Address(weight_gradient(tie.borrower), self.rank, owner, minibatch) for owner in served]
+
+    def _shared_gradient(self, tie: Tie, minibatch: int) -> Expected:
+        borrowers = self.plan.ranks_of(tie.borrower_stage)
+        source = borrowers[self.plan.ranks_of(self.stage).index(self.rank) % len(borrowers)]
+        return Expected(Address(weight_gradient(tie.borrower), source, self.rank, minibatch), tie.spec)
 
     def _from(self, stage: int, what: str, spec: TensorSpec, minibatch: int) -> Expected:
-        return Expected(Address(what, stage % self.ranks, self.stage % self.ranks, minibatch), spec)
+        return Expected(Address(what, self.plan.rank_of(stage, minibatch), self.rank, minibatch), spec)
 
     def _for_forward(self, minibatch: int, fresh: Collection[str]) -> Iterator[Expected]:
         if not self.is_first:
@@ -140,12 +155,25 @@ class Topology:
                 yield self._from(self.stage + 1, gradient(name, self.stage), spec, minibatch)
 
 
-def first_uses(actions: Iterable[Action]) -> Iterator[int]:
-    """The minibatches whose forward is the first after an update, or the first of all, in the order of ``actions``."""
-    fresh = True
+def versions(actions: Iterable[Action]) -> Iterator[tuple[int, int]]:
+    """For each forward in ``actions`` its minibatch and the number of updates before it."""
+    updates = 0
     for action in actions:
         if action.kind is Kind.UPDATE:
-            fresh = True
-        elif action.kind is Kind.FORWARD and fresh:
-            fresh = False
-            yield action.minibatch
+            updates += 1
+        elif action.kind is Kind.FORWARD:
+            yield action.minibatch, updates
+
+
+def first_uses(owner: Iterable[tuple[int, int]], borrowers: int) -> Iterator[int]:
+    """The minibatches with which a borrower's replica meets a version of the owner's weights for the first time.
+
+    Args:
+        owner: minibatch and version of all forwards of the owner's stage, in the order of minibatches.
+        borrowers: replicas of the borrowing stage, which take minibatches in turn.
+    """
+    last: dict[int, int] = {}
+    for minibatch, version in owner:
+        if last.get(minibatch % borrowers) != version:
+            last[minibatch % borrowers] = version
+            yield minibatch

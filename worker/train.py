@@ -14,6 +14,7 @@ from torch import Tensor
 from worker import data, models
 from worker.build import Builder, minibatches_per_step
 from worker.data.base import Source
+from worker.errors import MismatchError
 from worker.executor import Executor
 from worker.feed import Feeder
 from worker.metrics import MetricsFile, Stopwatch, Totals
@@ -41,7 +42,7 @@ def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rende
     builder = Builder(job, model, signature, rank, torch.device(placement.device))
     rendezvous.agree("job, code and shapes", builder.digest())
     waiting = Stopwatch()
-    source = _open_data(job, files, cache) if rank == 0 else None
+    source = _open_data(job, files, cache) if placement.stage == 0 else None
     feed = Feeder(source, minibatches_per_step(job.spec), builder.device, waiting) if source else None
     metrics = MetricsFile(files.metrics(rank), job.spec.run.steps)
     executor = builder.executor(feed, waiting, metrics.write)
@@ -52,7 +53,7 @@ def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rende
     finally:
         metrics.close()
     rendezvous.give("results", _own_result(job, rank, metrics.totals, executor))
-    if source is not None:
+    if rank == 0 and source is not None:
         result = _merged(job, rendezvous.collect("results"), source.baseline_loss)
         write_atomic(files.result, result.model_dump_json(indent=2) + "\n")
     dist.destroy_process_group()
@@ -69,9 +70,7 @@ def _own_result(job: Job, rank: int, totals: Totals, executor: Executor) -> str:
     layers = sum(job.plan.partition[stage] for stage in executor.stages)
     return json.dumps(
         {
-            "stage": totals.stage_result(
-                job.ranks[rank].stage, rank, layers, job.spec.data.minibatch_size
-            ).model_dump(),
+            "stage": totals.stage_result(job.ranks[rank].stage, rank, layers).model_dump(),
             "loss": totals.loss,
             "samples_per_second": totals.samples / totals.seconds,
             "seconds": totals.all_seconds,
@@ -82,7 +81,11 @@ def _own_result(job: Job, rank: int, totals: Totals, executor: Executor) -> str:
 
 def _merged(job: Job, results: list[str], baseline: float) -> Result:
     ranks = [json.loads(result) for result in results]
-    weights = {name: digest for rank in ranks for name, digest in rank["weights"].items()}
+    weights: dict[str, str] = {}
+    for number, rank in enumerate(ranks):
+        for name, digest in rank["weights"].items():
+            if weights.setdefault(name, digest) != digest:
+                raise MismatchError(f"rank {number} ends with another {name} than the other replicas of its stage")
     return Result(
         loss=ranks[-1]["loss"],
         baseline_loss=baseline,

@@ -4,5 +4,9 @@ from worker.schedule.action import Action as Action
 from worker.schedule.action import Kind as Kind
 from worker.schedule.action import brief as brief
 from worker.schedule.action import picture as picture
-from worker.schedule.generate import actions as actions
-from worker.schedule.generate import num_warmup as num_warmup
+from worker.schedule.setting import Setting as Setting
+from worker.schedule.setting import Times as Times
+from worker.schedule.setting import num_warmup as num_warmup
+from worker.schedule.table import SCHEDULES as SCHEDULES
+from worker.schedule.table import actions as actions
+from worker.schedule.table import build as build

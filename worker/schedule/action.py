@@ -11,7 +11,7 @@ from enum import Enum
 
 
 class Kind(str, Enum):
-    """What a rank does."""
+    """What a rank does. A backward is either one BACKWARD, or an INPUT_GRAD and later a WEIGHT_GRAD."""
 
     FORWARD = "F"
     BACKWARD = "B"
@@ -22,11 +22,15 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True)
 class Action:
-    """A forward or backward of one minibatch in one stage, or the update that follows it."""
+    """What one (virtual) stage does with one minibatch; for an update, the last minibatch it covers.
+
+    ``version`` is set on a forward that must not use the newest weights: the number of updates behind those it uses.
+    """
 
     stage: int
     kind: Kind
     minibatch: int
+    version: int | None = None
 
     def __str__(self) -> str:
         return f"{self.stage}{self.kind.value}{self.minibatch}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from worker.spec.cluster import ClusterSpec, Section
 
@@ -18,11 +19,39 @@ class Plan(Section):
     partition: list[int] = Field(description="layers per stage")
     recompute_ratio: list[float] = Field(description="share of recomputed layers per stage")
     reason: str = Field(description="who chose the partition, and by which cost")
+    replicas: list[int] = Field(description="ranks per stage; default one each")
+    chunks: int = Field(1, description="stages per rank: stage s is on rank s modulo the number of ranks")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_rank_per_stage(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return {"replicas": [1] * len(value["partition"]), **value}
 
     @property
     def stages(self) -> int:
         """Number of stages."""
         return len(self.partition)
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks."""
+        return self.stages // self.chunks if self.chunks > 1 else sum(self.replicas)
+
+    def ranks_of(self, stage: int) -> range:
+        """The ranks that hold a stage, one for each replica."""
+        if self.chunks > 1:
+            return range(stage % self.ranks, stage % self.ranks + 1)
+        first = sum(self.replicas[:stage])
+        return range(first, first + self.replicas[stage])
+
+    def stages_of(self, rank: int) -> list[int]:
+        """The stages that a rank holds, in order."""
+        return [stage for stage in range(self.stages) if rank in self.ranks_of(stage)]
+
+    def rank_of(self, stage: int, minibatch: int) -> int:
+        """The rank that runs ``minibatch`` in ``stage``: replicas take turns."""
+        ranks = self.ranks_of(stage)
+        return ranks[minibatch % len(ranks)]
 
     def layers_of(self, stage: int) -> range:
         """Indices of the layers of a stage."""

@@ -18,9 +18,10 @@ FINAL: frozenset[State] = frozenset({"succeeded", "failed", "stopped", "lost"})
 class StepMetrics(Section):
     """One line of metrics/rank-N.jsonl: what one rank did in one step. Seconds are of that step alone."""
 
-    step: int = Field(description="updates done, counted from 1")
+    step: int = Field(description="steps done, counted from 1; under asp every minibatch is a step")
     time: float = Field(description="Unix time at the step's end")
-    samples: int = Field(description="sequences whose backward was in this step")
+    samples: int = Field(description="sequences in this step, on all replicas of the stage")
+    minibatches: int = Field(description="forwards that this rank ran in this step")
     loss: float | None = Field(None, description="mean loss of the step's targets; on the last stage only")
     other_losses: list[float] = Field(default_factory=list, description="further loss terms of the model")
     lr: float

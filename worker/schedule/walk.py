@@ -1,0 +1,102 @@
+"""The dependency walk: when each action of a schedule starts and ends, or who waits for whom for ever.
+
+A rank does its actions in order. A forward waits for the stage before, a backward for the stage behind; what arrives is
+kept until it is wanted, and a sender goes on at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from worker.errors import ScheduleError
+from worker.schedule.action import Action, Kind
+
+Hop = float | Sequence[float]
+"""Time from one rank to another: one number, or one for the cut behind each stage but the last."""
+
+Result = tuple[bool, int, int]
+"""What others wait for: whether it goes forward, the stage it comes from, the minibatch."""
+
+
+class Span(NamedTuple):
+    """An action with its time."""
+
+    action: Action
+    start: float
+    end: float
+
+
+def walk(ranks: Sequence[Sequence[Action]], duration: Callable[[Action], float], hop: Hop = 0.0) -> list[list[Span]]:
+    """The spans of every rank, in its own order; every action as early as it can be.
+
+    A hop is added where a tensor goes to another rank; stages of one rank hand over at once.
+
+    Raises:
+        ScheduleError: on a deadlock, with the action at which each rank stands and what it waits for.
+    """
+    return _Walk(ranks, duration, hop).run()
+
+
+class _Walk:
+    def __init__(self, ranks: Sequence[Sequence[Action]], duration: Callable[[Action], float], hop: Hop) -> None:
+        self._ranks = ranks
+        self._duration = duration
+        self._last = max((action.stage for actions in ranks for action in actions), default=0)
+        cuts = self._last
+        self._hops: Sequence[float] = [hop] * cuts if isinstance(hop, float | int) else hop
+        if len(self._hops) < cuts:
+            raise ScheduleError(f"{len(self._hops)} hop times for {cuts} cuts")
+        self._spans: list[list[Span]] = [[] for _ in ranks]
+        self._done: dict[Result, tuple[float, int]] = {}
+        self._waiting: dict[Result, list[int]] = {}
+
+    def run(self) -> list[list[Span]]:
+        ready = list(range(len(self._ranks)))
+        while ready:
+            ready += self._advance(ready.pop())
+        if any(len(spans) < len(actions) for spans, actions in zip(self._spans, self._ranks, strict=True)):
+            raise ScheduleError("deadlock: " + "; ".join(self._standing()))
+        return self._spans
+
+    def _advance(self, rank: int) -> list[int]:
+        """Do the actions of ``rank`` up to the first that must wait; the ranks that may go on after that."""
+        actions, spans, woken = self._ranks[rank], self._spans[rank], []
+        clock = spans[-1].end if spans else 0.0
+        for position in range(len(spans), len(actions)):
+            action = actions[position]
+            start, needed = clock, self._needed(action)
+            if needed is not None:
+                if needed not in self._done:
+                    self._waiting.setdefault(needed, []).append(rank)
+                    break
+                ended, sender = self._done[needed]
+                start = max(clock, ended if sender == rank else ended + self._hops[min(needed[1], action.stage)])
+            clock = start + self._duration(action)
+            spans.append(Span(action, start, clock))
+            if action.kind in _GIVES:
+                result = (action.kind is Kind.FORWARD, action.stage, action.minibatch)
+                self._done[result] = (clock, rank)
+                woken += self._waiting.pop(result, [])
+        return woken
+
+    def _needed(self, action: Action) -> Result | None:
+        """The result of another stage that ``action`` cannot start without."""
+        if action.kind is Kind.FORWARD:
+            return (True, action.stage - 1, action.minibatch) if action.stage else None
+        if action.kind in _GIVES:
+            return (False, action.stage + 1, action.minibatch) if action.stage < self._last else None
+        return None
+
+    def _standing(self) -> list[str]:
+        """For each rank that did not end: where it stands and what it waits for."""
+        waits = {rank: result for result, waiters in self._waiting.items() for rank in waiters}
+        return [
+            f"rank {rank} stands at {self._ranks[rank][len(self._spans[rank])]} (action {len(self._spans[rank])}), "
+            f"which waits for {stage}{'F' if is_forward else 'B'}{minibatch}"
+            for rank, (is_forward, stage, minibatch) in sorted(waits.items())
+        ]
+
+
+_GIVES = frozenset({Kind.FORWARD, Kind.BACKWARD, Kind.INPUT_GRAD})
+"""Kinds whose result another stage waits for."""
