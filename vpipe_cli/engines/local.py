@@ -1,0 +1,97 @@
+"""Runs on this machine: one hostd, a process per rank."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vpipe_cli.launch import Launch
+from vpipe_cli.runs.store import Run
+from worker import errors
+from worker.errors import PreflightError
+from worker.spec.files import RunFiles, append_event, read_events, write_atomic
+from worker.spec.records import State
+
+HOSTD = Path(errors.__file__).with_name("hostd.py")
+START_LIMIT = 10.0  # seconds for hostd to write its first event; it needs a fraction of one
+
+
+class LocalEngine:
+    """The local engine: the run's lock says who lives, the file ``stop`` says who shall not."""
+
+    def start(self, run: Run, launch: Launch, cluster: str) -> None:
+        """Write the run's files and start hostd. Raises PreflightError with what hostd had to say."""
+        try:
+            _write(run.files, launch, cluster)
+            problem = _start_hostd(run.files)
+        except OSError as error:
+            problem = str(error)
+        except KeyboardInterrupt:
+            self._abandon(run, "stopped")
+            raise
+        if problem:
+            self._abandon(run, "failed")
+            raise PreflightError(f"run {run.id} could not be started: {problem}", f"its files are in {run.folder}")
+
+    def alive(self, run: Run) -> bool:
+        """Whether hostd, or a rank that outlived it, holds the run's lock."""
+        try:
+            lock = os.open(run.files.lock, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def request_stop(self, run: Run) -> None:
+        """Write the file ``stop``, durably: hostd sees it within a fraction of a second, or does not begin at all."""
+        self._end(run, "stopped")
+
+    def _end(self, run: Run, state: State) -> None:
+        """Ask for the end; a run that no hostd has begun has ended with that. hostd locks first, then looks for the
+        file, and here it is written before the lock is tried: one of the two sees the other."""
+        write_atomic(run.files.stop, "")
+        if self.alive(run) or any(event.get("state") != "planning" for event in read_events(run.files.events)):
+            return
+        append_event(run.files.events, {"time": time.time(), "event": "state", "state": state, "attempt": 1})
+
+    def _abandon(self, run: Run, state: State) -> None:
+        """Leave no run behind that waits to begin."""
+        with suppress(OSError):  # a full disk, which is what the user is told
+            self._end(run, state)
+
+
+def _write(files: RunFiles, launch: Launch, cluster: str) -> None:
+    files.metrics(0).parent.mkdir(mode=0o700)
+    write_atomic(files.cluster, cluster)
+    write_atomic(files.job, launch.job.model_dump_json(indent=2) + "\n")
+    write_atomic(files.plan, launch.job.plan.model_dump_json(indent=2) + "\n")
+    write_atomic(files.launch, launch.model_dump_json(indent=2) + "\n")
+
+
+def _start_hostd(files: RunFiles) -> str:
+    """Empty once hostd has detached and begun, otherwise why it did not."""
+    command = [sys.executable, "-I", "-S", str(HOSTD), str(files.launch)]
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "start_new_session": True}
+    try:
+        done = subprocess.run(command, timeout=START_LIMIT, **options)
+    except subprocess.TimeoutExpired:
+        return f"hostd did not begin within {START_LIMIT:g} s"
+    if done.returncode == 0:
+        return ""
+    said = done.stderr.decode(errors="replace").strip()
+    return "\n".join([said, *_tail(files.hostd_log)])
+
+
+def _tail(path: Path, lines: int = 10) -> list[str]:
+    return path.read_text(errors="replace").splitlines()[-lines:] if path.exists() else []

@@ -1,0 +1,130 @@
+"""Follows a run to its end, showing it: polls its state, numbers and logs; Ctrl-C leaves it, twice stops it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from types import FrameType
+
+from vpipe_cli import plot
+from vpipe_cli.engines import ENGINES
+from vpipe_cli.render.console import console
+from vpipe_cli.render.live import Frame
+from vpipe_cli.render.summary import left, summary
+from vpipe_cli.render.view import KEPT, Style, View, view
+from vpipe_cli.runs import logs
+from vpipe_cli.runs.job import placed_job
+from vpipe_cli.runs.metrics import Meter
+from vpipe_cli.runs.outcome import outcome
+from vpipe_cli.runs.state import end_limit, standing
+from vpipe_cli.runs.store import Run
+from worker.spec.files import read_events
+from worker.spec.job import Job
+from worker.spec.records import FINAL, State
+
+POLL = 0.2
+TWICE = 2.0
+"""Seconds in which a second Ctrl-C makes a stop of leaving."""
+AT_ONCE = 5_000
+"""Records of a log shown between two looks at the rest, however fast a rank writes."""
+HINT = "Ctrl-C leaves it running, twice stops it"
+
+
+def follow(run: Run, output: str = "text", style: Style = "auto") -> State:
+    """Show a run from its beginning to its end, then how it ended; or until the user leaves it.
+
+    Args:
+        output: with ``json`` standard output is the caller's, and all is shown on standard error.
+        style: ``auto`` is a live view on a terminal that can do it; otherwise, and with ``plain``, lines are appended.
+    Returns:
+        The final state, or the one in which the run was left.
+    Raises:
+        NotFinished: the run has no ranks to follow yet.
+    """
+    stream = sys.stderr if output == "json" else sys.stdout
+    job = placed_job(run)
+    with Interrupts() as interrupts, view(style, logs.sources(run.files, job), stream) as shown:
+        state = _until_end(run, Watcher(run, job, shown).look, interrupts)
+    target = console(stream)
+    if state in FINAL:
+        height = target.height if target.is_terminal else None
+        target.print(summary(outcome(run), plot.ensure(run), height))
+    else:
+        target.print(left(run.id, asked_to_stop=interrupts.presses > 1))
+    return state
+
+
+class Interrupts:
+    """While entered, Ctrl-C and SIGTERM are counted instead of breaking in anywhere."""
+
+    def __init__(self) -> None:
+        self.presses = 0
+        self.terminated = False
+
+    def __enter__(self) -> Interrupts:
+        self._before = [(number, signal.signal(number, self._on)) for number in (signal.SIGINT, signal.SIGTERM)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before:
+            signal.signal(number, handler)
+
+    def _on(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self.presses += 1
+        else:
+            self.terminated = True
+
+
+def _until_end(run: Run, look: Callable[[str], State], interrupts: Interrupts) -> State:
+    """Look until the run has ended or the user wants no more. ``look`` takes a notice to show."""
+    notice, leave_at, stopping = "", float("inf"), False
+    while True:
+        state = look(notice)
+        if state in FINAL:
+            return state
+        if interrupts.presses >= 2 and not stopping:
+            ENGINES[run.engine].request_stop(run)
+            notice, leave_at, stopping = "stopping", time.monotonic() + end_limit(run), True
+        elif interrupts.presses == 1 and not notice:
+            notice = f"leaving; Ctrl-C again within {TWICE:g} s stops the run"
+            leave_at = time.monotonic() + TWICE
+        elif interrupts.terminated or interrupts.presses > 2 or time.monotonic() > leave_at:
+            return state
+        time.sleep(POLL)
+
+
+class Watcher:
+    """Reads what is new of a run and hands it to a view. All it knows comes from the run's files."""
+
+    def __init__(self, run: Run, job: Job, shown: View) -> None:
+        self._run, self._view = run, shown
+        self._sources = logs.sources(run.files, job)
+        self._meter = Meter(run.files, job)
+        self._cursor: logs.Cursor = {}
+        if shown.newest_only:
+            for record in logs.last(self._sources, self._cursor, KEPT):
+                shown.log(record)
+
+    def look(self, notice: str = "") -> State:
+        """Show the run as it stands now; in a final state, all there is of it."""
+        now = standing(self._run)  # before reading: what was written before the end is then read
+        ended = now.state in FINAL
+        records = logs.read(self._sources, self._cursor, rest=ended)
+        for record in records if ended else islice(records, AT_ONCE):
+            self._view.log(record)
+        self._meter.update()
+        at = _end_of(self._run) if ended else time.time()
+        frame = Frame(
+            self._run.id, now.state, now.attempt, at - self._run.started, at, self._meter.progress(), notice, HINT
+        )
+        self._view.show(frame)
+        return now.state
+
+
+def _end_of(run: Run) -> float:
+    times = [event["time"] for event in read_events(run.files.events) if isinstance(event.get("time"), float)]
+    return max(times, default=time.time())
