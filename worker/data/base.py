@@ -9,6 +9,9 @@ from typing import Protocol
 
 import torch
 
+IGNORED = -100
+"""Label where nothing is to be predicted."""
+
 
 @dataclass(frozen=True)
 class TensorSpec:

@@ -1,0 +1,168 @@
+"""BERT as published (Devlin et al. 2019; post-norm, erf gelu) as a list of layers that a cut may fall between.
+
+``embeddings``, then ``encoder.I.attention`` and ``encoder.I.feed_forward`` for each encoder layer, then ``head``. The
+decoder of the head borrows the word embedding. Matrices and embeddings, the [PAD] row included, start normal(0, 0.02).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worker.data.base import IGNORED
+from worker.models.base import Layer, Model
+from worker.spec.cluster import BertSpec, DataSpec
+
+INITIAL_DEVIATION = 0.02
+NORM_EPSILON = 1e-12
+SEGMENTS = 2
+
+
+def build(spec: BertSpec, data: DataSpec) -> Model:
+    """The layers for sequences of ``data.sequence_length`` tokens out of ``data.vocab_size``."""
+    layers = [Layer("embeddings", partial(Embeddings, spec, data), ("input_ids", "segment_ids"), ("hidden",))]
+    for index in range(spec.num_layers):
+        attention, feed_forward = f"encoder.{index}.attention", f"encoder.{index}.feed_forward"
+        layers.append(Layer(attention, partial(Attention, spec), ("hidden", "attention_mask"), ("hidden",)))
+        layers.append(Layer(feed_forward, partial(FeedForward, spec), ("hidden",), ("hidden",)))
+    tied = {"head.decoder.weight": "embeddings.word.weight"}
+    if spec.sentence_order:
+        layers.append(Layer("head", partial(OrderHead, spec, data), ("hidden", "labels", "order_labels"), ("loss",)))
+        return Model(tuple(layers), ("masked_lm", "sentence_order"), tied)
+    layers.append(Layer("head", partial(Head, spec, data), ("hidden", "labels"), ("loss",)))
+    return Model(tuple(layers), ("masked_lm",), tied)
+
+
+class BertLayer(nn.Module):
+    """What all layers share: how their parameters start."""
+
+    def reset_parameters(self) -> None:
+        """Normal matrices, zero biases, norms of one."""
+        for module in self.modules():
+            _reset(module)
+
+
+class Embeddings(BertLayer):
+    """Sum of word, position and segment embeddings, normalised: (b, s) and (b, s) -> (b, s, h)."""
+
+    def __init__(self, spec: BertSpec, data: DataSpec) -> None:
+        super().__init__()
+        self.word = nn.Embedding(data.vocab_size, spec.hidden_size)
+        self.position = nn.Embedding(data.sequence_length, spec.hidden_size)
+        self.segment = nn.Embedding(SEGMENTS, spec.hidden_size)
+        self.norm = nn.LayerNorm(spec.hidden_size, eps=NORM_EPSILON)
+        self.dropout = _dropout(spec.dropout)
+
+    def forward(self, input_ids: Tensor, segment_ids: Tensor) -> Tensor:
+        """Word, segment and position, in the order of the published code."""
+        hidden = self.word(input_ids) + self.segment(segment_ids) + self.position.weight[: input_ids.shape[1]]
+        return cast(Tensor, self.dropout(self.norm(hidden)))
+
+
+class Attention(BertLayer):
+    """Self attention, residual, norm: (b, s, h) and the mask (b, s), true where a token is -> (b, s, h)."""
+
+    def __init__(self, spec: BertSpec) -> None:
+        super().__init__()
+        self.heads = spec.num_heads
+        self.dropout_share = spec.dropout
+        self.query_key_value = nn.Linear(spec.hidden_size, 3 * spec.hidden_size)
+        self.output = nn.Linear(spec.hidden_size, spec.hidden_size)
+        self.dropout = _dropout(spec.dropout)
+        self.norm = nn.LayerNorm(spec.hidden_size, eps=NORM_EPSILON)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Every token looks at the tokens that the mask calls real."""
+        batch, length, width = hidden.shape
+        projected = self.query_key_value(hidden).view(batch, length, 3, self.heads, width // self.heads)
+        query, key, value = projected.permute(2, 0, 3, 1, 4).unbind(0)
+        context = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask[:, None, None, :],
+            dropout_p=self.dropout_share if self.training else 0.0,
+        )
+        context = context.transpose(1, 2).reshape(batch, length, width)
+        return cast(Tensor, self.norm(hidden + self.dropout(self.output(context))))
+
+
+class FeedForward(BertLayer):
+    """Two linear maps with a gelu between, residual, norm: (b, s, h) -> (b, s, h)."""
+
+    def __init__(self, spec: BertSpec) -> None:
+        super().__init__()
+        width = spec.intermediate_size or 4 * spec.hidden_size
+        self.expand = nn.Linear(spec.hidden_size, width)
+        self.contract = nn.Linear(width, spec.hidden_size)
+        self.dropout = _dropout(spec.dropout)
+        self.norm = nn.LayerNorm(spec.hidden_size, eps=NORM_EPSILON)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Each token by itself."""
+        return cast(Tensor, self.norm(hidden + self.dropout(self.contract(F.gelu(self.expand(hidden))))))
+
+
+class Head(BertLayer):
+    """Masked-LM loss: (b, s, h) and labels (b, s) -> (1,), the sum over the labels that are to be predicted."""
+
+    def __init__(self, spec: BertSpec, data: DataSpec) -> None:
+        super().__init__()
+        self.transform = nn.Linear(spec.hidden_size, spec.hidden_size)
+        self.norm = nn.LayerNorm(spec.hidden_size, eps=NORM_EPSILON)
+        self.decoder = nn.Linear(spec.hidden_size, data.vocab_size)
+
+    def reset_parameters(self) -> None:
+        """All but the decoder's weight, which is the embedding's."""
+        for module in self.modules():
+            if module is not self.decoder:
+                _reset(module)
+        nn.init.zeros_(self.decoder.bias)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., h) -> (..., vocabulary)."""
+        return cast(Tensor, self.decoder(self.norm(F.gelu(self.transform(hidden)))))
+
+    def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Logits are computed only where a label is: they are by far the widest tensor of the model."""
+        labels = labels.flatten()
+        places = (labels != IGNORED).nonzero().squeeze(1)
+        chosen = hidden.flatten(0, 1).index_select(0, places)
+        loss = F.cross_entropy(self.logits(chosen).float(), labels.index_select(0, places), reduction="sum")
+        return loss.reshape(1)
+
+
+class OrderHead(Head):
+    """Masked-LM and sentence-order loss: also takes order_labels (b,); -> (2,), both sums."""
+
+    def __init__(self, spec: BertSpec, data: DataSpec) -> None:
+        super().__init__(spec, data)
+        self.pooler = nn.Linear(spec.hidden_size, spec.hidden_size)
+        self.classifier = nn.Linear(spec.hidden_size, 2)
+
+    def order_logits(self, hidden: Tensor) -> Tensor:
+        """(b, s, h) -> (b, 2): in order, swapped; read off the first token."""
+        return cast(Tensor, self.classifier(torch.tanh(self.pooler(hidden[:, 0]))))
+
+    def forward(self, hidden: Tensor, labels: Tensor, order_labels: Tensor) -> Tensor:  # type: ignore[override]
+        """The terms in the order of ``Model.losses``."""
+        order = F.cross_entropy(self.order_logits(hidden).float(), order_labels, reduction="sum")
+        return torch.cat([super().forward(hidden, labels), order.reshape(1)])
+
+
+def _dropout(share: float) -> nn.Module:
+    """No operation at all where nothing is dropped."""
+    return nn.Dropout(share) if share else nn.Identity()
+
+
+def _reset(module: nn.Module) -> None:
+    if isinstance(module, nn.LayerNorm):
+        module.reset_parameters()
+    elif isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=INITIAL_DEVIATION)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
