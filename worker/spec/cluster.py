@@ -6,7 +6,8 @@ is never taken for one. A field's description is the manual: ``vpipe config sche
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,10 +17,35 @@ Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 
 
+class Misfit(NamedTuple):
+    """Values that are right alone and wrong together: the message, and their keys, the one to change first."""
+
+    message: str
+    keys: tuple[str, ...]
+
+
+class Misfits(ValueError):
+    """All that does not fit together in one section."""
+
+    def __init__(self, found: list[Misfit]) -> None:
+        super().__init__("; ".join(f"{misfit.keys[0]} {misfit.message}" for misfit in found))
+        self.found = found
+
+
 class Section(BaseModel):
     """A strict, immutable group of settings: unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    def misfits(self) -> Iterator[Misfit]:
+        """What does not fit together in this section; keys are dotted paths below it."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Section:
+        if found := list(self.misfits()):
+            raise Misfits(found)
+        return self
 
 
 class BertSpec(Section):
@@ -31,14 +57,13 @@ class BertSpec(Section):
     num_heads: Count = Field(4, description="attention heads; must divide hidden_size")
     intermediate_size: Count | None = Field(None, description="width of the feed-forward part; default 4 x hidden_size")
     dropout: Probability = Field(0.1, description="dropout of hidden states and of attention weights")
-
     sentence_order: bool = Field(False, description="also train to tell whether two passages stand in their own order")
 
-    @model_validator(mode="after")
-    def _heads_divide(self) -> BertSpec:
+    def misfits(self) -> Iterator[Misfit]:
+        """Heads share the hidden state evenly."""
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"num_heads ({self.num_heads}) must divide hidden_size ({self.hidden_size})")
-        return self
+            message = f"is {self.num_heads} but must divide hidden_size {self.hidden_size}"
+            yield Misfit(message, ("num_heads", "hidden_size"))
 
     @property
     def layer_count(self) -> int:
@@ -52,7 +77,7 @@ class DataSpec(Section):
     source: Literal["python-stdlib", "text"] = Field(
         "python-stdlib", description="python-stdlib: the interpreter's own .py files; text: your file or folder"
     )
-    path: str | None = Field(None, description="the file or folder of `source: text`")
+    path: Annotated[str, Field(min_length=1)] | None = Field(None, description="the file or folder of `source: text`")
     sequence_length: Annotated[int, Field(ge=8)] = Field(128, description="tokens per sequence")
     minibatch_size: Count = Field(8, description="sequences per minibatch")
     vocab_size: Annotated[int, Field(ge=300)] = Field(
@@ -60,13 +85,12 @@ class DataSpec(Section):
     )
     mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.15, description="share of tokens to predict")
 
-    @model_validator(mode="after")
-    def _path_with_text(self) -> DataSpec:
+    def misfits(self) -> Iterator[Misfit]:
+        """A path belongs to the source that reads one."""
         if self.source == "text" and self.path is None:
-            raise ValueError("source: text needs a path: the file or folder to read")
+            yield Misfit("is text, which needs `path`: the file or folder to read", ("source", "path"))
         if self.source != "text" and self.path is not None:
-            raise ValueError(f"path belongs to `source: text`, not to `source: {self.source}`")
-        return self
+            yield Misfit(f"belongs to source text, but source is {self.source}", ("path", "source"))
 
 
 class PipelineSpec(Section):
@@ -89,19 +113,18 @@ class PipelineSpec(Section):
         "auto", description="minibatches admitted at once; auto: the schedule's own"
     )
 
-    @model_validator(mode="after")
-    def _modes_fit(self) -> PipelineSpec:
+    def misfits(self) -> Iterator[Misfit]:
+        """Each sync_mode has its own keys; lists have one entry per stage."""
         if self.sync_mode == "asp" and self.schedule != "1f1b":
-            raise ValueError(f"schedule {self.schedule} flushes, so it needs sync_mode: bsp")
+            yield Misfit(f"is {self.schedule}, which flushes: it needs sync_mode bsp", ("schedule", "sync_mode"))
         if self.sync_mode == "asp" and self.minibatches_per_step is not None:
-            raise ValueError("minibatches_per_step belongs to sync_mode: bsp; asp updates after every minibatch")
-        stages = self.stages
-        if stages is not None:
-            for key in ("partition", "recompute_ratio"):
-                value = getattr(self, key)
-                if isinstance(value, list) and len(value) != stages:
-                    raise ValueError(f"{key} has {len(value)} entries for {stages} stages")
-        return self
+            keys = ("minibatches_per_step", "sync_mode")
+            yield Misfit("belongs to sync_mode bsp; asp updates after every minibatch", keys)
+        for key in ("partition", "recompute_ratio"):
+            value = getattr(self, key)
+            if self.stages is not None and isinstance(value, list) and len(value) != self.stages:
+                message = f"has {_count(len(value), 'entry', 'entries')} for {_count(self.stages, 'stage')}"
+                yield Misfit(message, (key, "stages"))
 
 
 class OptimizerSpec(Section):
@@ -146,7 +169,7 @@ class ClusterSpec(Section):
     """One job: machines, model, data, pipeline, optimizer."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
-        "job", description="names the runs"
+        "job", description="names the runs: letters, digits, . _ and -, at most 64, the first a letter or digit"
     )
     machines: Annotated[list[str], Field(min_length=1)] = Field(
         description='devices in rank order: "cpu*2" is two CPU slots here, "localhost:0,1" two GPUs here'
@@ -158,3 +181,17 @@ class ClusterSpec(Section):
     optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec, description="how it is updated")
     precision: Literal["fp32"] = Field("fp32", description="arithmetic of weights and activations")
     run: RunSpec = Field(default_factory=RunSpec, description="how long, which seed, which limits")
+
+    def misfits(self) -> Iterator[Misfit]:
+        """Stages share the model's layers."""
+        layers, stages, partition = self.model.layer_count, self.pipeline.stages, self.pipeline.partition
+        if stages is not None and stages > layers:
+            message = f"is {stages} but the model has {layers} layers; a stage needs at least one"
+            yield Misfit(message, ("pipeline.stages", "model.num_layers"))
+        if isinstance(partition, list) and sum(partition) != layers:
+            message = f"adds up to {sum(partition)} but the model has {layers} layers"
+            yield Misfit(message, ("pipeline.partition", "model.num_layers"))
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"

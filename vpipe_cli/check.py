@@ -1,0 +1,135 @@
+"""The tree of cluster.yml -> ClusterSpec with its defaults worked out, and everything wrong with the values."""
+
+from __future__ import annotations
+
+import os
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from vpipe_cli import explain, machines, yamltree
+from vpipe_cli.yamltree import Mistake, Node, Place
+from worker.spec.cluster import ClusterSpec
+
+MINIBATCHES_PER_STEP = 8
+_PASSES = 5  # values, what does not fit in a section, what does not fit between sections, and two to spare
+_MOST_ERRORS = 200
+
+Keys = tuple[str, ...]
+
+
+def check(root: Node, folder: Path) -> tuple[ClusterSpec | None, list[Mistake]]:
+    """The job with stages, minibatches_per_step of bsp, and data.path absolute; or None and the mistakes.
+
+    A wrong value is reported, left out, and the rest judged without it, so that one mistake does not hide another.
+    ``folder`` is where a relative data.path of the file begins; one from the command line begins in this folder.
+    """
+    broken = set(_broken(root, ()))
+    mistakes = [*_fill_stages(root, broken), *_fill_path(root, folder)]
+    _fill_flush(root)
+    for _ in range(_PASSES):
+        try:
+            spec = ClusterSpec.model_validate(_values(root, broken))
+        except ValidationError as error:
+            before = broken.copy()
+            for fault in explain.faults(error.errors(include_url=False)[:_MOST_ERRORS], root):
+                keys = {_keys(path) for path in fault.paths}
+                if not any(_overlap(key, other) for key in keys for other in before):
+                    mistakes.append(fault.mistake)
+                broken |= keys
+        else:
+            return None if mistakes or broken else spec, mistakes
+    return None, mistakes
+
+
+def _broken(node: Node, path: Keys) -> list[Keys]:
+    """The paths of what was refused while reading."""
+    if node.broken and path:
+        return [path]
+    children = node.value.items() if isinstance(node.value, dict) else ()
+    return [found for key, child in children for found in _broken(child, (*path, key))]
+
+
+def _values(root: Node, broken: set[Keys]) -> dict[str, Any]:
+    """The tree's values without those that are broken; a machine stands in for machines, which have no default."""
+    values: Any = yamltree.plain(root)
+    for path in broken:
+        section = values
+        for key in path[:-1]:
+            section = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section.pop(path[-1], None)
+    if ("machines",) in broken:
+        values["machines"] = ["cpu"]
+    return dict(values)
+
+
+def _keys(path: explain.Path) -> Keys:
+    """The path up to the first index: a list with a wrong entry is left out whole."""
+    return tuple(str(part) for part in takewhile(lambda part: isinstance(part, str), path))
+
+
+def _overlap(one: Keys, other: Keys) -> bool:
+    shorter = min(len(one), len(other))
+    return one[:shorter] == other[:shorter]
+
+
+def _fill_stages(root: Node, broken: set[Keys]) -> list[Mistake]:
+    """pipeline.stages from machines, where it is not given; and what is wrong with the machines."""
+    given = _get(root, "machines")
+    if given is None or not isinstance(given.value, list) or given.broken:
+        return []
+    items = [(index, item) for index, item in enumerate(given.value) if isinstance(item.value, str)]
+    slots, wrong = machines.read(str(item.value) for _, item in items)
+    if wrong:
+        broken.add(("machines",))
+        return [
+            Mistake(item.place, f"machines[{index}]", wrong[number])
+            for number, (index, item) in enumerate(items)
+            if number in wrong
+        ]
+    if not slots or len(items) < len(given.value):
+        return []
+    stages = _get(root, "pipeline", "stages")
+    if stages is None or stages.value is None:
+        _set(root, "pipeline", "stages", len(slots), given.place)
+    elif type(stages.value) is int and stages.value >= 1 and stages.value != len(slots):
+        gives = "1 device" if len(slots) == 1 else f"{len(slots)} devices"
+        message = f"is {stages.value} but machines gives {gives}; they must be equal"
+        return [Mistake(stages.place, "pipeline.stages", message)]
+    return []
+
+
+def _fill_flush(root: Node) -> None:
+    mode, given = _get(root, "pipeline", "sync_mode"), _get(root, "pipeline", "minibatches_per_step")
+    if mode is not None and mode.value == "bsp" and (given is None or given.value is None):
+        _set(root, "pipeline", "minibatches_per_step", MINIBATCHES_PER_STEP, mode.place)
+
+
+def _fill_path(root: Node, folder: Path) -> list[Mistake]:
+    """data.path made absolute; it must exist when data.source reads it."""
+    path, source = _get(root, "data", "path"), _get(root, "data", "source")
+    if path is None or source is None or source.value != "text" or not isinstance(path.value, str) or not path.value:
+        return []
+    base = folder if path.place.order[0] == 0 else Path()
+    path.value = os.path.abspath(base / os.path.expanduser(path.value))
+    if os.path.exists(path.value):
+        return []
+    return [Mistake(path.place, "data.path", f"no such file or folder: {path.value!r}")]
+
+
+def _get(root: Node, *path: str) -> Node | None:
+    node: Node | None = root
+    for key in path:
+        node = node.value.get(key) if node is not None and isinstance(node.value, dict) else None
+    return node if node is None or not node.broken else None
+
+
+def _set(root: Node, section: str, key: str, value: int, place: Place) -> None:
+    """Give ``section.key`` a value that follows from what stands at ``place``."""
+    assert isinstance(root.value, dict)
+    node = root.value.setdefault(section, Node(place, place, {}))
+    if isinstance(node.value, dict):  # a section that is something else stays as it is, to be refused
+        node.value[key] = Node(place, place, value, str(value))

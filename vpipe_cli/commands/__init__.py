@@ -1,0 +1,1 @@
+"""One file per command: parse arguments, call one thing, print what it gives."""

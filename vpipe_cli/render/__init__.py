@@ -1,0 +1,1 @@
+"""Records as tables, live view and plain lines. Only here is rich imported, and nothing else draws."""
