@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from worker.build import Builder, minibatches_per_step
+from worker.build import Builder
 from worker.data.base import Source
 from worker.feed import Feeder
 from worker.metrics import Stopwatch
 from worker.models.base import Model
+from worker.schedule.job import minibatches_per_step
 from worker.spec.cluster import ClusterSpec
 from worker.spec.job import Job, Placement, Plan
 from worker.spec.records import StepMetrics
@@ -26,7 +27,11 @@ DEADLINE = 60.0
 
 
 def job_of(
-    spec: ClusterSpec, partition: list[int], recompute_ratio: float = 0.0, replicas: list[int] | None = None
+    spec: ClusterSpec,
+    partition: list[int],
+    recompute_ratio: float = 0.0,
+    replicas: list[int] | None = None,
+    chunks: int = 1,
 ) -> Job:
     """A job on CPU slots of this machine, one thread a rank."""
     stages = len(partition)
@@ -35,6 +40,7 @@ def job_of(
         recompute_ratio=[recompute_ratio] * stages,
         reason="a test",
         replicas=replicas or [1] * stages,
+        chunks=chunks,
     )
     ranks = [
         Placement(rank=rank, stage=plan.stages_of(rank)[0], host="localhost", device="cpu", threads=1)

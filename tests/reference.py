@@ -56,6 +56,11 @@ class Whole:
             values.update(zip(layer.outputs, result if isinstance(result, tuple) else (result,), strict=True))
         return (values[self.model.layers[-1].outputs[0]] * weights).sum()
 
+    def slip(self, newest: Weights, lent: Weights) -> None:
+        """Change parameters under the graph of the last loss, without autograd's notice; borrowed ones stay as lent."""
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(lent[self.model.tied[name]] if name in self.model.tied else newest[name])
+
     def take_gradients(self) -> Weights:
         """The gradients of the last backward by full name, borrowed parameters' apart; they are gone afterwards."""
         taken = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
@@ -129,43 +134,71 @@ class StageReplay:
     """One stage under ASP: all its weight versions, and the gradients of the minibatches since the last update."""
 
     def __init__(self, stage: int, spec: ClusterSpec, whole: Whole, plan: Plan) -> None:
+        self.stage, self.stages = stage, plan.stages
         self.replicas = plan.replicas[stage]
         before = sum(plan.replicas[:stage])
         self.warmup = (sum(plan.replicas) - 1 - before) // self.replicas
         self.spec, self.whole = spec, whole
+        self.per_update = spec.pipeline.minibatches_per_step or self.replicas
         names = [name for name in whole.owned() if _stage_of(name, whole, plan) == stage]
         self.newest = {name: nn.Parameter(whole.parameters[name].detach().clone()) for name in names}
         self.optim = optimizer.build(spec.optimizer, self.newest)
         self.history = [_copy(self.newest)]
         self.waiting: list[Weights] = []
 
-    def weights(self, number: int) -> Weights:
-        """What the schedule gives to ``number``: all updates but those of the minibatches still in flight here."""
-        return self.history[max(0, number // self.replicas - self.warmup)]
+    def version(self, number: int) -> int:
+        """Updates in the weights that the schedule gives to ``number`` here."""
+        depth = self.spec.pipeline.in_flight
+        if self.spec.pipeline.schedule == "2bw":
+            return max(0, number // self.per_update - 1)
+        if self.spec.pipeline.schedule == "none":
+            return number // self.per_update
+        if depth == "auto":
+            warmup = self.warmup
+        elif depth <= self.stages:
+            warmup = min(depth - 1, self.stages - 1 - self.stage)
+        else:  # the surplus is spread evenly over the cuts, rounded up
+            warmup = -(-(depth - 1) * (self.stages - 1 - self.stage) // (self.stages - 1))
+        done = max(0, number // self.replicas - warmup)
+        return done if self.spec.pipeline.minibatches_per_step is None else done // self.per_update
 
     def update(self, number: int, gradients: Weights) -> None:
-        """Take in the gradients of one minibatch; with those of all replicas, or at the end, update by their mean."""
+        """Take in the gradients of one minibatch; update after as many as the schedule says, or at the end.
+
+        Where a step is one minibatch, replicas' gradients are averaged; else the loss has been weighed for the step.
+        """
         self.waiting.append(gradients)
-        if len(self.waiting) < self.replicas and number < self.spec.run.steps - 1:
+        per_step = self.spec.pipeline.minibatches_per_step
+        if len(self.waiting) < self.per_update and number < self.spec.run.steps * (per_step or 1) - 1:
             return
         first, *others = self.waiting
         total = {name: sum((each[name] for each in others), gradient) for name, gradient in first.items()}
-        mean = self.whole.with_borrowed({name: gradient / len(self.waiting) for name, gradient in total.items()})
+        share = 1 if per_step else len(self.waiting)
+        mean = self.whole.with_borrowed({name: gradient / share for name, gradient in total.items()})
         mean = {name: mean[name] for name in self.newest if name in mean}
         self.waiting = []
         _clip(mean, self.spec.optimizer.clip_grad_norm)
-        rate = optimizer.learning_rate(self.spec.optimizer, number, self.spec.run.steps)
+        rate = optimizer.learning_rate(self.spec.optimizer, number // (per_step or 1), self.spec.run.steps)
         _step(self.optim, self.newest, mean, rate)
         self.history.append(_copy(self.newest))
 
 
 def asp(spec: ClusterSpec, model: Model, source: Source, plan: Plan) -> Weights:
-    """Weights after ``spec.run.steps`` minibatches through a 1F1B stream with weight stashing."""
+    """Weights after ``spec.run.steps`` steps of a stream, each minibatch on the versions that its schedule says.
+
+    Under ``accumulate`` the weights change under the graph, as they do in the runtime: its backward meets the newest.
+    """
     whole = Whole(model, source, spec.run.seed)
     stages = [StageReplay(stage, spec, whole, plan) for stage in range(plan.stages)]
-    for number in range(spec.run.steps):
-        whole.set({name: value for stage in stages for name, value in stage.weights(number).items()})
-        whole.loss(source, number, _counts(source, range(number, number + 1))).backward()
+    per_step = spec.pipeline.minibatches_per_step or 1
+    for number in range(spec.run.steps * per_step):
+        versions = {n: v for stage in stages for n, v in stage.history[stage.version(number)].items()}
+        whole.set(versions)
+        first = number // per_step * per_step
+        loss = whole.loss(source, number, _counts(source, range(first, first + per_step)))
+        if spec.pipeline.schedule == "accumulate":
+            whole.slip({name: value for stage in stages for name, value in _copy(stage.newest).items()}, versions)
+        loss.backward()
         gradients = whole.take_gradients()
         for stage in stages:
             stage.update(number, gradients)

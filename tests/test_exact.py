@@ -20,8 +20,10 @@ PARTITIONS = [[6], [3, 3], [1, 2, 2, 1]]
 MODEL, DATA = toy.model(), toy.Data()
 
 
-def spec(sync_mode: str, order: str = "1f1b", steps: int = 10, **optimizer: object) -> ClusterSpec:
-    per_step = 5 if sync_mode == "bsp" else None
+def spec(
+    sync_mode: str, order: str = "1f1b", steps: int = 10, per_step: int | None = None, **optimizer: object
+) -> ClusterSpec:
+    per_step = per_step or (5 if sync_mode == "bsp" else None)
     return ClusterSpec(
         machines=["cpu"],
         pipeline=PipelineSpec(sync_mode=sync_mode, schedule=order, minibatches_per_step=per_step),
@@ -57,6 +59,31 @@ def test_bsp_equals_one_process(schedule: str, partition: list[int], recompute: 
 def test_asp_equals_its_replay(partition: list[int], recompute: float, tmp_path: Path) -> None:
     job = harness.job_of(spec("asp", steps=20), partition, recompute)
     assert_exact(job, tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("recompute", [0.0, 1.0])
+@pytest.mark.parametrize("order", ["interleaved", "zb-h1", "zb-h2", "zb-auto", "none"])
+def test_every_flushing_schedule_is_exact(order: str, recompute: float, tied: bool, tmp_path: Path) -> None:
+    partition, chunks = ([2, 1, 2, 1], 2) if order == "interleaved" else ([2, 3, 1], 1)
+    job = harness.job_of(spec("bsp", order, per_step=6), partition, recompute, chunks=chunks)
+    assert_exact(job, tmp_path, toy.model(tied=tied))
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("order", ["2bw", "accumulate", "none"])
+def test_every_streaming_schedule_is_exact(order: str, tied: bool, tmp_path: Path) -> None:
+    per_step = None if order == "none" else 4
+    job = harness.job_of(spec("asp", order, steps=6, per_step=per_step), [2, 3, 1])
+    assert_exact(job, tmp_path, toy.model(tied=tied))
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 6])
+@pytest.mark.parametrize("sync_mode", ["asp", "bsp"])
+def test_any_depth_is_exact(sync_mode: str, in_flight: int, tmp_path: Path) -> None:
+    whole = spec(sync_mode)
+    pipeline = whole.pipeline.model_copy(update={"in_flight": in_flight})
+    assert_exact(harness.job_of(whole.model_copy(update={"pipeline": pipeline}), [2, 3, 1]), tmp_path)
 
 
 @pytest.mark.parametrize("replicas", [[2, 1], [1, 2], [2, 2], [3, 2]], ids=str)

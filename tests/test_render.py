@@ -95,6 +95,32 @@ def files(tmp_path: Path) -> RunFiles:
     return runs.make_run(tmp_path)
 
 
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return Terminal()
+
+
+def test_the_view_is_live_only_where_it_can_be_and_may_be(
+    files: RunFiles, terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = logs.sources(files, runs.job())
+    assert isinstance(view.view("auto", sources, terminal), view.LiveView)
+    assert isinstance(view.view("plain", sources, terminal), view.PlainView)
+    assert isinstance(view.view("none", sources, terminal), view.NoView)
+    assert isinstance(view.view("auto", sources, io.StringIO()), view.PlainView)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(view.view("auto", sources, terminal), view.PlainView)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert isinstance(view.view("auto", sources, terminal), view.PlainView)
+
+
 def test_log_lines_are_headed_and_aligned(files: RunFiles) -> None:
     sources = logs.sources(files, runs.job(ranks=11))
     heads = log_lines.heads(sources)
@@ -102,21 +128,16 @@ def test_log_lines_are_headed_and_aligned(files: RunFiles) -> None:
     assert heads[10] == "10/s10 localhost | "
 
 
-def test_a_log_line_for_a_pipe_is_plain_and_for_a_terminal_only_its_head_is_coloured(files: RunFiles) -> None:
+def test_a_log_line_for_a_pipe_is_plain_and_for_a_terminal_only_its_head_is_coloured(
+    files: RunFiles, terminal: io.StringIO
+) -> None:
     runs.log(files, 1, 1, HOSTILE)
     sources = logs.sources(files, runs.job())
     (record,) = logs.read(sources, {})
     plain = log_lines.formatter(sources, io.StringIO())(record)
     assert plain.startswith("1/s1 localhost | [/red]evil")
 
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TERM", "xterm-256color")
-        patch.delenv("NO_COLOR", raising=False)
-        coloured = log_lines.formatter(sources, Terminal())(record)
+    coloured = log_lines.formatter(sources, terminal)(record)
     assert coloured == "\x1b[35m1/s1 localhost | \x1b[0m" + plain.removeprefix("1/s1 localhost | ")
 
 
@@ -182,9 +203,12 @@ def test_a_run_that_ended_without_a_word_is_lost(files: RunFiles) -> None:
 
 def test_runs_as_a_table(files: RunFiles) -> None:
     runs.succeed(files)
-    lines = drawn(tables.runs([outcome.outcome(runs.run(files))], runs.BEGIN + 300), 200)
+    stands = outcome.outcome(runs.run(files))
+    lines = drawn(tables.runs([stands], runs.BEGIN + 300, 300), 300)
     assert lines[0].split() == ["run", "state", "step", "loss", "age", "folder"]
     assert lines[1].split() == [files.folder.name, "succeeded", "20/20", "5.250", "5m", str(files.folder)]
+    narrow = drawn(tables.runs([stands], runs.BEGIN + 300, 80), 80)
+    assert narrow[1].split() == [files.folder.name, "succeeded", "20/20", "5.250", "5m"]
 
 
 def test_one_run_as_a_table(files: RunFiles) -> None:

@@ -56,6 +56,15 @@ def test_progress_grows_with_the_files(files: RunFiles) -> None:
     assert first.idle_share == pytest.approx(0.2)
 
 
+def test_the_first_step_tells_no_speed(files: RunFiles) -> None:
+    runs.add_steps(files, 1, 1)
+    meter = Meter(files, runs.job())
+    meter.update()
+    now = meter.progress()
+    assert (now.step, now.samples_per_second, now.eta) == (1, None, None)
+    assert now.ranks[0].timing is not None
+
+
 def test_a_torn_line_of_numbers_is_read_once_it_is_whole(files: RunFiles) -> None:
     line = runs.step_metrics(1, 1, 1).model_dump_json()
     meter = Meter(files, runs.job())

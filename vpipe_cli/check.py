@@ -94,18 +94,58 @@ def _fill_stages(root: Node, broken: set[Keys]) -> list[Mistake]:
         return []
     stages = _get(root, "pipeline", "stages")
     if stages is None or stages.value is None:
-        _set(root, "pipeline", "stages", len(slots), given.place)
-    elif type(stages.value) is int and stages.value >= 1 and stages.value != len(slots):
-        gives = "1 device" if len(slots) == 1 else f"{len(slots)} devices"
-        message = f"is {stages.value} but machines gives {gives}; they must be equal"
+        _set(root, "pipeline", "stages", _default_stages(root, len(slots)), given.place)
+    elif type(stages.value) is int and stages.value >= 1 and (message := _misfit(root, stages.value, len(slots))):
         return [Mistake(stages.place, "pipeline.stages", message)]
     return []
 
 
+def _default_stages(root: Node, slots: int) -> int:
+    """One stage per device, or for each ``replicas`` of them; two per device where they are interleaved."""
+    replicas = _value(root, "pipeline", "replicas")
+    if isinstance(replicas, list):
+        return len(replicas)
+    if _value(root, "pipeline", "schedule") == "interleaved":
+        return 2 * slots
+    return max(1, slots // replicas) if type(replicas) is int and replicas > 1 else slots
+
+
+def _misfit(root: Node, stages: int, slots: int) -> str | None:
+    """Why ``stages`` stages do not fit the devices, if they do not."""
+    gives = "1 device" if slots == 1 else f"{slots} devices"
+    if _value(root, "pipeline", "schedule") == "interleaved":
+        fits = stages >= 2 * slots and stages % slots == 0
+        return None if fits else f"is {stages} but machines gives {gives}; interleaved needs 2, 3 ... stages for each"
+    replicas = _value(root, "pipeline", "replicas")
+    if isinstance(replicas, list) and all(type(each.value) is int for each in replicas):
+        ranks = sum(each.value for each in replicas)
+        return f"is {stages}, of {ranks} ranks together, but machines gives {gives}" if ranks != slots else None
+    ranks = stages * (replicas if type(replicas) is int else 1)
+    if ranks == slots:
+        return None
+    if ranks == stages:
+        return f"is {stages} but machines gives {gives}; they must be equal"
+    return f"is {stages}, of {replicas} ranks each, but machines gives {gives}"
+
+
 def _fill_flush(root: Node) -> None:
-    mode, given = _get(root, "pipeline", "sync_mode"), _get(root, "pipeline", "minibatches_per_step")
-    if mode is not None and mode.value == "bsp" and (given is None or given.value is None):
-        _set(root, "pipeline", "minibatches_per_step", MINIBATCHES_PER_STEP, mode.place)
+    """pipeline.minibatches_per_step, where an update covers several and it is not given."""
+    source = next(
+        (node for key in ("sync_mode", "schedule") if (node := _get(root, "pipeline", key)) is not None), None
+    )
+    flushes = _value(root, "pipeline", "sync_mode") == "bsp"
+    if not flushes and _value(root, "pipeline", "schedule") not in ("2bw", "accumulate"):
+        return
+    if source is not None and _value(root, "pipeline", "minibatches_per_step") is None:
+        stages = _value(root, "pipeline", "stages")
+        count = max(MINIBATCHES_PER_STEP, stages if type(stages) is int else 0)
+        _set(root, "pipeline", "minibatches_per_step", count, source.place)
+
+
+def _value(root: Node, *path: str) -> Any:
+    """The value at ``path``; None where there is none."""
+    node = _get(root, *path)
+    return None if node is None else node.value
 
 
 def _fill_path(root: Node, folder: Path) -> list[Mistake]:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from vpipe_cli.machines import Slot
 from worker.planner import make_plan
+from worker.schedule.job import prove
 from worker.spec.cluster import ClusterSpec, Section
 from worker.spec.files import RunFiles
 from worker.spec.job import Job, Placement
@@ -73,17 +74,21 @@ class Surroundings:
 
 
 def resolve(spec: ClusterSpec, run: str, files: RunFiles, slots: Sequence[Slot], here: Surroundings) -> Launch:
-    """The launch of ``spec`` as run ``run``: one rank per stage, in slot order. Touches nothing.
+    """The launch of ``spec`` as run ``run``: its ranks in slot order. Touches nothing.
 
     Args:
-        spec: as ``vpipe_cli.config.load`` gives it: with one stage per slot.
+        spec: as ``vpipe_cli.config.load`` gives it: with stages and replicas that fit the slots.
+    Raises:
+        ScheduleError: the schedule cannot run on these stages.
     """
     threads = max(1, here.cores // len(slots)) if spec.run.threads == "auto" else spec.run.threads
+    plan = make_plan(spec, len(slots))
+    prove(spec, plan)
     places = [
-        Placement(rank=rank, stage=rank, host=slot.host, device=_seen(slot.device), threads=threads)
+        Placement(rank=rank, stage=plan.stages_of(rank)[0], host=slot.host, device=_seen(slot.device), threads=threads)
         for rank, slot in enumerate(slots)
     ]
-    job = Job(run=run, spec=spec, plan=make_plan(spec, len(slots)), ranks=places)
+    job = Job(run=run, spec=spec, plan=plan, ranks=places)
     attempt = 1
     return Launch(
         run=run,

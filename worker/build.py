@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, cycle
 
 import torch
 from torch import nn
@@ -19,63 +18,13 @@ from worker.metrics import StepClock, Stopwatch
 from worker.models.base import Model
 from worker.replicas import ReplicaGroup
 from worker.runtime import LOSS_WEIGHTS, LOSSES, Feed, StageRuntime
-from worker.schedule import Action, Kind
-from worker.spec.cluster import ClusterSpec
+from worker.schedule import Action
+from worker.schedule.job import minibatches_per_step, rank_actions, stage_versions
 from worker.spec.job import Job, Plan
 from worker.spec.records import StepMetrics
 from worker.stage import Stage
 from worker.stash import WeightStash
-from worker.topology import Tie, Topology, versions
-
-
-def actions(spec: ClusterSpec, plan: Plan, rank: int) -> Iterator[Action]:
-    """All Actions of one rank over the whole run."""
-    per_step = minibatches_per_step(spec)
-    if spec.pipeline.sync_mode == "asp":
-        return _of_rank(spec, plan, rank, range(spec.run.steps))
-    steps = (range(step * per_step, (step + 1) * per_step) for step in range(spec.run.steps))
-    return chain.from_iterable(_of_rank(spec, plan, rank, step) for step in steps)
-
-
-def stage_versions(spec: ClusterSpec, plan: Plan, stage: int) -> Iterator[tuple[int, int]]:
-    """Minibatch and weight version of every forward of a stage, on all its replicas, in the order of minibatches."""
-    replicas = [
-        versions(action for action in actions(spec, plan, rank) if action.stage == stage)
-        for rank in plan.ranks_of(stage)
-    ]
-    for replica in cycle(replicas):
-        forward = next(replica, None)
-        if forward is None:
-            return
-        yield forward
-
-
-def _of_rank(spec: ClusterSpec, plan: Plan, rank: int, minibatches: range) -> Iterator[Action]:
-    """The Actions of one rank over ``minibatches``: one step under BSP, the whole stream under ASP.
-
-    A replica has every R-th minibatch, and updates when all of its stage do: under ASP after every R minibatches.
-    """
-    pipeline, stage = spec.pipeline, plan.stages_of(rank)[0]
-    ranks = plan.ranks_of(stage)
-    first = minibatches.start + (ranks.index(rank) - minibatches.start) % len(ranks)
-    own = range(first, minibatches.stop, len(ranks))
-    in_flight = None if pipeline.in_flight == "auto" else pipeline.in_flight
-    warmup = (plan.ranks - 1 - ranks.start) // len(ranks) if max(plan.replicas) > 1 else None
-    last, end = minibatches.stop - 1, -1
-    name, mode = pipeline.schedule, pipeline.sync_mode
-    for action in schedule.actions(name, mode, stage, plan.stages, own, in_flight, warmup) if own else ():
-        if action.kind is not Kind.UPDATE:
-            yield action
-            continue
-        end = last if mode == "bsp" else min(last, action.minibatch - ranks.index(rank) + len(ranks) - 1)
-        yield Action(action.stage, action.kind, end)
-    if end != last:
-        yield Action(stage, Kind.UPDATE, last)
-
-
-def minibatches_per_step(spec: ClusterSpec) -> int:
-    """Minibatches between two updates: 1 under ASP."""
-    return spec.pipeline.minibatches_per_step or 1
+from worker.topology import Tie, Topology
 
 
 class Builder:
@@ -101,7 +50,7 @@ class Builder:
 
     def actions(self) -> Iterator[Action]:
         """All Actions of this rank over the whole run."""
-        return actions(self.job.spec, self.job.plan, self.rank)
+        return rank_actions(self.job.spec, self.job.plan, self.rank)
 
     def executor(
         self, feed: Callable[[int], Feed] | None, waiting: Stopwatch, report: Callable[[StepMetrics], None]
@@ -140,6 +89,7 @@ class Builder:
         return StageRuntime(topology, stage, communicator, self.job.spec.optimizer, feed, group, versions_of)
 
     def _stage(self, topology: Topology) -> Stage:
+        entry = schedule.SCHEDULES[self.job.spec.pipeline.schedule]
         indices = self.job.plan.layers_of(topology.stage)
         layers = [self.model.layers[index] for index in indices]
         modules = [self._materialised(index) for index in indices]
@@ -148,11 +98,11 @@ class Builder:
             indices.start,
             layers,
             modules,
-            WeightStash(named, self.flow.tied),
+            WeightStash(named, self.flow.tied, entry.stashes, entry.keeps),
             topology.incoming,
             topology.outgoing,
             self.job.plan.recompute_ratio[topology.stage],
-            False,
+            entry.splits_backward,
             self.job.spec.run.seed,
             self.device,
         )

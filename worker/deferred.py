@@ -45,13 +45,14 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, later: Later) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.later, ctx.has_bias = later, bias is not None
+        ctx.save_for_backward(x)
+        # The leaf itself: what recomputation gives back for a saved tensor is a detached one, whose .grad nobody reads.
+        ctx.weight, ctx.later, ctx.has_bias = weight, later, bias is not None
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
+        (x,), weight = ctx.saved_tensors, ctx.weight
         flat = gradient.reshape(-1, gradient.shape[-1])
         flat_x = x.detach().reshape(-1, x.shape[-1])
         ctx.later.append(lambda: _add_gradient(weight, flat_x.t().mm(flat).t()))

@@ -26,9 +26,9 @@ from worker.spec.cluster import OptimizerSpec
 class UpdateRule:
     """When and how parameters are updated, over ``steps`` steps of ``minibatches_per_step``.
 
-    ``replicas`` are those of the rank's stages; ``is_flush`` says whether an update covers a whole step of all of them
-    (BSP) or one minibatch of each (ASP). ``all_parameters`` names the parameters of the whole model in order;
-    ``speaks`` says whether this rank is the one of its replicas that counts in sums over all ranks.
+    ``replicas`` are those of the rank's stages; ``is_flush`` says whether all stages update together (BSP).
+    ``all_parameters`` names the parameters of the whole model in order; ``speaks`` says whether this rank is the one of
+    its replicas that counts in sums over all ranks.
     """
 
     spec: OptimizerSpec
@@ -46,8 +46,10 @@ class UpdateRule:
     def update_of(self, action: Action) -> UpdateOf:
         """What the update ``action`` covers."""
         minibatch = action.minibatch
-        covered = self.minibatches_per_step if self.is_flush else minibatch % self.replicas + 1
-        return UpdateOf(minibatch, covered, self.is_flush)
+        if self.minibatches_per_step > 1 or self.is_flush:
+            return UpdateOf(minibatch, minibatch % self.minibatches_per_step + 1, 1)
+        replicas = minibatch % self.replicas + 1
+        return UpdateOf(minibatch, replicas, replicas)
 
 
 class Executor:
@@ -97,13 +99,13 @@ class Executor:
         if action.kind is Kind.UPDATE:
             return self._update(joint, received)
         runtime = self.stages[action.stage]
-        execute: dict[Kind, Callable[[int, Mapping[str, Tensor]], None]] = {
+        execute: dict[Kind, Callable[[Action, Mapping[str, Tensor]], None]] = {
             Kind.FORWARD: runtime.forward,
             Kind.BACKWARD: runtime.backward,
             Kind.INPUT_GRAD: runtime.input_gradient,
             Kind.WEIGHT_GRAD: runtime.weight_gradient,
         }
-        execute[action.kind](action.minibatch, received)
+        execute[action.kind](action, received)
         return None
 
     def _update(self, joint: list[Action], received: dict[str, Tensor]) -> Update:

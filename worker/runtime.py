@@ -34,11 +34,14 @@ LOSSES = "losses"
 
 @dataclass(frozen=True)
 class UpdateOf:
-    """An update of one stage: its last minibatch, how many it is over, and whether it is a flush (BSP)."""
+    """An update of one stage: its last minibatch, and how many minibatches and steps it is over.
+
+    Under ASP with one minibatch per step, replicas update together: as many steps at once as there are replicas.
+    """
 
     minibatch: int
     minibatches: int
-    is_flush: bool
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class StageRuntime:
     Args:
         feed: gives the minibatches by number; None on all stages but the first.
         replicas: None where the stage has one rank only.
-        versions: for a stage, the minibatch and weight version of all its forwards in order, as ``topology.versions``.
+        versions: for a stage, minibatch and weight version of all its forwards, as ``schedule.job.stage_versions``.
     """
 
     def __init__(
@@ -90,22 +93,24 @@ class StageRuntime:
             fresh = [borrower for borrower, uses in self._first_uses.items() if uses.reached(action.minibatch)]
         return self.topology.expected(action, fresh)
 
-    def forward(self, minibatch: int, received: Mapping[str, Tensor]) -> None:
+    def forward(self, action: Action, received: Mapping[str, Tensor]) -> None:
         """F: run the layers, send the outputs on."""
+        minibatch = action.minibatch
         inputs, targets = self._inputs(minibatch, received)
         for tie in self.topology.borrowed:
             if (what := topo.weight(tie.borrower)) in received:
                 self.stash.borrow(tie.borrower, received[what])
-        self._lend(minibatch)
-        graph = self._graphs[minibatch] = self.stage.forward(minibatch, inputs, targets)
+        self._lend(action)
+        graph = self._graphs[minibatch] = self.stage.forward(minibatch, inputs, targets, action.version)
         if graph.loss is not None:
             self._loss_weights[minibatch] = targets[LOSS_WEIGHTS]
             self._count_loss(minibatch, graph.loss)
         for name, tensor in graph.outputs.items():
             self._send(tensor, self.topology.stage + 1, topo.activation(name, self.topology.stage + 1), minibatch)
 
-    def input_gradient(self, minibatch: int, received: Mapping[str, Tensor]) -> None:
+    def input_gradient(self, action: Action, received: Mapping[str, Tensor]) -> None:
         """I: run backward, send the gradients of the inputs back."""
+        minibatch = action.minibatch
         outgoing, stage = self.topology.outgoing, self.topology.stage
         names = sorted(outgoing.differentiable) if outgoing else []
         gradients = {name: received[topo.gradient(name, stage)] for name in names}
@@ -113,27 +118,27 @@ class StageRuntime:
         for name, tensor in self.stage.backward(self._graphs[minibatch], gradients, weights).items():
             self._send(tensor, stage - 1, topo.gradient(name, stage - 1), minibatch)
 
-    def weight_gradient(self, minibatch: int, received: Mapping[str, Tensor]) -> None:
+    def weight_gradient(self, action: Action, received: Mapping[str, Tensor]) -> None:
         """W: compute what I has left, and end the minibatch's graph."""
-        self.stage.finish(self._graphs.pop(minibatch))
+        self.stage.finish(self._graphs.pop(action.minibatch))
 
-    def backward(self, minibatch: int, received: Mapping[str, Tensor]) -> None:
+    def backward(self, action: Action, received: Mapping[str, Tensor]) -> None:
         """B: I and W at once."""
-        self.input_gradient(minibatch, received)
-        self.weight_gradient(minibatch, received)
+        self.input_gradient(action, received)
+        self.weight_gradient(action, received)
 
     def sum_over_replicas(self, update: UpdateOf) -> None:
-        """U, first: add up gradients and losses over the stage's replicas; under ASP, their mean over the minibatches.
+        """U, first: add up gradients and losses over the stage's replicas.
 
-        Under BSP the loss weights have seen to the mean already.
+        Loss weights make a sum over a step its mean; where a step is one minibatch, the mean over replicas is left.
         """
         if self._replicas is None:
             return
         losses = {LOSSES: torch.tensor(self._losses)} if self._losses else {}
         sums = self._replicas.sum({**self.stash.gradients, **losses}, update.minibatch)
-        if not update.is_flush:
+        if update.steps > 1:
             for tensor in sums.values():
-                tensor.div_(update.minibatches)
+                tensor.div_(update.steps)
         self._losses = sums.pop(LOSSES).tolist()
         self.stash.gradients = sums
 
@@ -184,12 +189,12 @@ class StageRuntime:
         targets = {name: received[topo.target(name)] for name in topology.targets} if topology.is_last else {}
         return inputs, targets
 
-    def _lend(self, minibatch: int) -> None:
+    def _lend(self, action: Action) -> None:
         """Send owned weights to the borrowers that meet them with this minibatch for the first time."""
         for tie in self.topology.lent:
-            if self._loans[tie.borrower].reached(minibatch):
-                tensor = self.stash.current.leaves[tie.owner]
-                self._send(tensor, tie.borrower_stage, topo.weight(tie.borrower), minibatch)
+            if self._loans[tie.borrower].reached(action.minibatch):
+                tensor = self.stash.version(action.version).leaves[tie.owner]
+                self._send(tensor, tie.borrower_stage, topo.weight(tie.borrower), action.minibatch)
 
     def _count_loss(self, minibatch: int, sums: Tensor) -> None:
         losses = (sums.detach() * self._loss_weights[minibatch]).tolist()

@@ -74,13 +74,18 @@ class Stage:
         self._seed = seed
         self._device = device
 
-    def forward(self, minibatch: int, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Graph:
-        """Run all layers on ``inputs`` (and, in the last stage, ``targets``) with the current weights."""
+    def forward(
+        self, minibatch: int, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], version: int | None = None
+    ) -> Graph:
+        """Run all layers on ``inputs`` (and, in the last stage, ``targets``).
+
+        ``version``: of the weights, as a number of updates; None for the current ones.
+        """
         leaves = {
             name: value.requires_grad_() if name in self.incoming.differentiable else value
             for name, value in inputs.items()
         }
-        graph = Graph(minibatch, self.stash.acquire(), leaves, [])
+        graph = Graph(minibatch, self.stash.acquire(version), leaves, [])
         values = {**leaves, **targets}
         for position, layer in enumerate(self.layers):
             results = self._layer(position, graph)(*(values[name] for name in layer.inputs))

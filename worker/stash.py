@@ -13,8 +13,9 @@ is silently wrong, operator by operator.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -44,9 +45,14 @@ class WeightStash:
     Args:
         modules: the stage's layers by name, materialised.
         tied: full name of a borrowed parameter -> full name of its owner, of the whole model.
+        stashes: False to let updates write under graphs in flight, whose backward then meets newer weights.
+        keep: how many versions before the current one a forward may still ask for.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], tied: Mapping[str, str]) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], tied: Mapping[str, str], stashes: bool = True, keep: int = 0
+    ) -> None:
+        self._stashes = stashes
         self._slots: dict[str, Slot] = {}
         self.parameters: dict[str, nn.Parameter] = {}
         """Owned parameters by full name: what the optimizer updates."""
@@ -64,12 +70,25 @@ class WeightStash:
         self.gradients: dict[str, Tensor] = {}
         """Sum of the gradients collected since the last update, by full name."""
         self._installed: Mapping[str, Tensor] | None = None
-        self.current = self._fresh(0, {})
+        self._received: dict[str, Tensor] = {}
+        self._versions = deque([self._fresh(0)], maxlen=keep + 1)
 
-    def acquire(self) -> Version:
-        """The current version, kept until ``release``."""
-        self.current.storage.readers += 1
-        return self.current
+    @property
+    def current(self) -> Version:
+        """The version that the parameters themselves have."""
+        return self._versions[-1]
+
+    def version(self, number: int | None) -> Version:
+        """The version that ``number`` updates made; the current one for None."""
+        if number is None:
+            return self.current
+        return next(version for version in self._versions if version.number == number)
+
+    def acquire(self, number: int | None = None) -> Version:
+        """A version, kept until ``release``."""
+        version = self.version(number)
+        version.storage.readers += 1
+        return version
 
     def release(self, version: Version) -> None:
         """Say that the graph that ran on ``version`` has ended."""
@@ -97,12 +116,13 @@ class WeightStash:
 
     def borrow(self, name: str, value: Tensor) -> None:
         """Use ``value``, just received from its owner's stage, for the borrowed parameter ``name`` from now on."""
-        leaves = {**self.current.leaves, name: value.requires_grad_()}
-        self.current = Version(self.current.number, leaves, self.current.storage)
+        self._received[name] = value.requires_grad_()
+        for index, version in enumerate(self._versions):
+            self._versions[index] = replace(version, leaves={**version.leaves, **self._received})
 
     def before_update(self) -> None:
         """Make the parameters safe to write: on a copy where a graph in flight reads them, in place where none does."""
-        if self.current.storage.readers:
+        if self._is_in_use():
             for parameter in self.parameters.values():
                 parameter.data = parameter.data.clone()
 
@@ -110,23 +130,20 @@ class WeightStash:
         """Begin the next version."""
         self.gradients.clear()
         number = self.current.number + 1
-        if self.current.storage.readers:
-            received = {n: leaf for n, leaf in self.current.leaves.items() if self._is_received(n)}
-            self.current = self._fresh(number, received)
-        else:
-            self.current = Version(number, self.current.leaves, self.current.storage)
+        self._versions.append(self._fresh(number) if self._is_in_use() else replace(self.current, number=number))
 
-    def _is_received(self, name: str) -> bool:
-        return name in self.borrowed and self.borrowed[name] not in self.parameters
+    def _is_in_use(self) -> bool:
+        """Whether an update must leave the current version's storage alone."""
+        return self._stashes and (self._versions.maxlen != 1 or self.current.storage.readers > 0)
 
-    def _fresh(self, number: int, received: Mapping[str, Tensor]) -> Version:
+    def _fresh(self, number: int) -> Version:
         """A version on the parameters' present storage."""
         leaves = {name: _leaf(parameter) for name, parameter in self.parameters.items()}
         for name, owner in self.borrowed.items():
             if owner in self.parameters:
                 # A leaf of its own: gradients of each holder are summed apart, as they are when stages part them.
                 leaves[name] = _leaf(self.parameters[owner])
-        return Version(number, {**leaves, **received}, Storage())
+        return Version(number, {**leaves, **self._received}, Storage())
 
 
 def _leaf(parameter: nn.Parameter) -> Tensor:

@@ -155,16 +155,6 @@ class Topology:
                 yield self._from(self.stage + 1, gradient(name, self.stage), spec, minibatch)
 
 
-def versions(actions: Iterable[Action]) -> Iterator[tuple[int, int]]:
-    """For each forward in ``actions`` its minibatch and the number of updates before it."""
-    updates = 0
-    for action in actions:
-        if action.kind is Kind.UPDATE:
-            updates += 1
-        elif action.kind is Kind.FORWARD:
-            yield action.minibatch, updates
-
-
 def first_uses(owner: Iterable[tuple[int, int]], borrowers: int) -> Iterator[int]:
     """The minibatches with which a borrower's replica meets a version of the owner's weights for the first time.
 

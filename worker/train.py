@@ -12,13 +12,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from worker import data, models
-from worker.build import Builder, minibatches_per_step
+from worker.build import Builder
 from worker.data.base import Source
 from worker.errors import MismatchError
 from worker.executor import Executor
 from worker.feed import Feeder
 from worker.metrics import MetricsFile, Stopwatch, Totals
 from worker.rendezvous import Rendezvous
+from worker.schedule.job import minibatches_per_step
 from worker.spec.files import RunFiles, write_atomic
 from worker.spec.job import Job
 from worker.spec.records import Result, StageResult

@@ -17,7 +17,7 @@ def ps(
 ) -> None:
     """List runs, newest first."""
     from vpipe_cli.render import tables
-    from vpipe_cli.render.console import show
+    from vpipe_cli.render.console import console
     from vpipe_cli.runs.outcome import outcome
     from vpipe_cli.runs.store import home, list_runs
 
@@ -32,7 +32,8 @@ def ps(
         ]
         typer.echo(json.dumps({"schema": 1, "runs": runs}))
     elif listed:
-        show(tables.runs(listed, time.time()))
+        target = console()
+        target.print(tables.runs(listed, time.time(), target.width))
     else:
         typer.echo(f"no run in {home()} yet", err=True)
     if len(shown) < len(found):

@@ -34,4 +34,5 @@ def status(
         return
     show(summary.summary(stands, plot.ensure(found)))
     if stands.state != "succeeded":
+        typer.echo()
         show(tables.ranks(stands.ranks))

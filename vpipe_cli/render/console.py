@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ def console(stream: TextIO | None = None) -> Console:
     from rich.console import Console
 
     stream = stream or sys.stdout
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 gets question marks, not an error
     width = None if stream.isatty() else UNFOLDED
     return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
 

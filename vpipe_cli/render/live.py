@@ -147,8 +147,9 @@ def _ranks(ranks: Sequence[RankProgress], narrow: bool) -> Table:
 def _cells(rank: RankProgress, several_hosts: bool) -> list[str]:
     placed = rank.placement
     device = clean(f"{placed.host} {placed.device}" if several_hosts else placed.device)
-    layers = f"{rank.layers[0]}-{rank.layers[-1]}" if len(rank.layers) > 1 else f"{rank.layers[0]}"
-    cells = [str(placed.stage), str(placed.rank), device, layers]
+    stages = ",".join(map(str, rank.stages))
+    layers = ",".join(f"{these[0]}-{these[-1]}" if len(these) > 1 else f"{these[0]}" for these in rank.layers)
+    cells = [stages, str(placed.rank), device, layers]
     if (timing := rank.timing) is None:
         return cells
     idle = f"{text.bar(timing.idle_share, 6)} {text.percent(timing.idle_share):>4}"

@@ -14,21 +14,26 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+NUMBERS = 45
+"""Columns that the state and the numbers of a run take at most."""
 
-def runs(listed: Sequence[Outcome], now: float) -> Table:
-    """Runs as ``vpipe ps`` lists them; ``now`` is Unix time."""
+
+def runs(listed: Sequence[Outcome], now: float, width: int) -> Table:
+    """Runs as ``vpipe ps`` lists them at Unix time ``now``; without their folders where ``width`` is too little."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("run", overflow="fold")
+    table.add_column("run", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for name in ("step", "loss", "age"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("folder", overflow="fold")
+    if with_folder := width >= NUMBERS + max((len(run.run) + len(str(run.folder)) for run in listed), default=0):
+        table.add_column("folder", no_wrap=True)
     for run in listed:
         numbers = [f"{run.step}/{run.steps}", text.loss(run.loss), text.age(now - run.started)]
-        table.add_row(Text(run.run), state_text(run.state), *map(Text, numbers), Text(clean(str(run.folder))))
+        folder = [clean(str(run.folder))] if with_folder else []
+        table.add_row(Text(run.run), state_text(run.state), *map(Text, [*numbers, *folder]))
     return table
 
 

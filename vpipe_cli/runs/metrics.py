@@ -29,10 +29,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class RankProgress:
-    """One rank: where it is, what it runs, and its timing once it has done a step."""
+    """One rank: where it is, the stages and layers it runs, and its timing once it has done a step."""
 
     placement: Placement
-    layers: range
+    stages: list[int]
+    layers: list[range]
     timing: Timing | None
 
 
@@ -108,7 +109,8 @@ class Meter:
         """The run as read so far."""
         recent = self._recent[self._last]
         newest = recent[-1] if recent else None
-        seconds, samples = _sum(recent, "seconds"), _sum(recent, "samples")
+        paced = [step for step in recent if step.step > 1]  # how long the first takes says nothing of the others
+        seconds, samples = sum(step.seconds for step in paced), sum(step.samples for step in paced)
         steps = self._job.spec.run.steps
         losses = [step.loss for step in list(recent)[-10:] if step.loss is not None]
         return Progress(
@@ -119,21 +121,22 @@ class Meter:
             losses=self._curve.points(),
             baseline_loss=baseline_loss(self._files),
             samples_per_second=samples / seconds if seconds else None,
-            eta=(steps - newest.step) * seconds / len(_steady(recent)) if newest else None,
+            eta=(steps - newest.step) * seconds / len(paced) if newest and paced else None,
             ranks=[self._rank(placement) for placement in self._job.ranks],
         )
 
     def _rank(self, placement: Placement) -> RankProgress:
         recent = self._recent[placement.rank]
-        layers = self._job.plan.layers_of(placement.stage)
+        stages = self._job.plan.stages_of(placement.rank)
+        layers = [self._job.plan.layers_of(stage) for stage in stages]
         minibatches = _sum(recent, "minibatches")
         if not minibatches:
-            return RankProgress(placement, layers, None)
+            return RankProgress(placement, stages, layers, None)
         forward, backward, update = (_sum(recent, name) for name in ("forward", "backward", "update"))
         idle = max(0.0, 1 - (forward + backward + update) / _sum(recent, "seconds"))
         memory = max(step.memory for step in recent)
         timing = Timing(forward / minibatches, backward / minibatches, update / minibatches, idle, memory)
-        return RankProgress(placement, layers, timing)
+        return RankProgress(placement, stages, layers, timing)
 
 
 def _steady(recent: Iterable[StepMetrics]) -> list[StepMetrics]:

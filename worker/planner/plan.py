@@ -8,12 +8,19 @@ from worker.spec.cluster import ClusterSpec
 from worker.spec.job import Plan
 
 
-def make_plan(spec: ClusterSpec, stages: int) -> Plan:
-    """The plan for ``stages`` stages; the specification's lists, where given, must have that many entries."""
+def make_plan(spec: ClusterSpec, ranks: int) -> Plan:
+    """The plan for ``ranks`` ranks of a resolved specification: its lists, where given, have one entry per stage."""
+    stages, replicas = spec.pipeline.stages or ranks, spec.pipeline.replicas
     given, ratio = spec.pipeline.partition, spec.pipeline.recompute_ratio
     ratios = [float(each) for each in ratio] if isinstance(ratio, list) else [float(ratio)] * stages
     partition, reason = (list(given), "given in cluster.yml") if given != "auto" else _balanced(spec, stages)
-    return Plan(partition=partition, recompute_ratio=ratios, reason=reason, replicas=[1] * stages)
+    return Plan(
+        partition=partition,
+        recompute_ratio=ratios,
+        reason=reason,
+        replicas=list(replicas) if isinstance(replicas, list) else [replicas] * stages,
+        chunks=stages // ranks if spec.pipeline.schedule == "interleaved" else 1,
+    )
 
 
 def _balanced(spec: ClusterSpec, stages: int) -> tuple[list[int], str]:

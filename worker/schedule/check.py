@@ -28,7 +28,8 @@ def validate(
     """Prove that ``ranks`` can run: nothing missing, nothing twice, no deadlock, no bound exceeded.
 
     Args:
-        in_flight: most minibatches' activations that a rank may hold; None: any number.
+        in_flight: most minibatches' activations that a rank may hold; with several chunks each counts its share;
+            None: any number.
         versions: most versions of its weights that a rank may hold; None: any number.
         weight_share: share of a minibatch's activations that an INPUT_GRAD leaves to its WEIGHT_GRAD.
         stashes: whether a backward uses its forward's weights.
@@ -37,8 +38,9 @@ def validate(
         ScheduleError: names the rank, the action and the reason.
     """
     _each_once(ranks)
+    needs_update = any(action.kind is Kind.UPDATE for actions in ranks for action in actions)
     for rank, actions in enumerate(ranks):
-        _in_order(rank, actions)
+        _in_order(rank, actions, needs_update)
     if by_order:
         _wires_agree(ranks)
     walk(ranks, lambda _: 1.0)
@@ -59,7 +61,10 @@ def _each_once(ranks: Sequence[Sequence[Action]]) -> None:
             place[action.kind] = rank
     stages = {stage for stage, _ in places}
     minibatches = {minibatch for _, minibatch in places}
-    for stage in range(max(stages, default=-1) + 1):
+    missing = set(range(len(stages))) - stages
+    if missing:
+        raise ScheduleError(f"no rank runs stage {min(missing)}, but stage {max(stages)} is run")
+    for stage in sorted(stages):
         for minibatch in sorted(minibatches):
             _whole(stage, minibatch, places.get((stage, minibatch), {}))
 
@@ -79,22 +84,20 @@ _FOLLOWS = {Kind.BACKWARD: Kind.FORWARD, Kind.INPUT_GRAD: Kind.FORWARD, Kind.WEI
 """What must come before on the same rank."""
 
 
-def _in_order(rank: int, actions: Sequence[Action]) -> None:
-    """F before B and I, I before W, and an update after every gradient if there are updates at all."""
+def _in_order(rank: int, actions: Sequence[Action], needs_update: bool) -> None:
+    """F before B and I, I before W, and an update after every gradient, unless the schedule has none at all."""
     seen: set[tuple[int, Kind, int]] = set()
     waiting: dict[int, Action] = {}
-    updates = 0
     for action in actions:
         before = _FOLLOWS.get(action.kind)
         if before is not None and (action.stage, before, action.minibatch) not in seen:
             raise ScheduleError(f"rank {rank} runs {action} before {action.stage}{before.value}{action.minibatch}")
         seen.add((action.stage, action.kind, action.minibatch))
         if action.kind is Kind.UPDATE:
-            updates += 1
             waiting.pop(action.stage, None)
         elif before is not None:
             waiting[action.stage] = action
-    if updates and waiting:
+    if needs_update and waiting:
         left = next(iter(waiting.values()))
         raise ScheduleError(f"rank {rank} ends without an update of stage {left.stage} after {left}")
 
@@ -137,8 +140,9 @@ def _within(
     stashes: bool,
 ) -> None:
     """Neither too many activations nor too many weights."""
-    held = peak_activations(actions, weight_share)
-    if in_flight is not None and held > in_flight:
+    stages = {action.stage for action in actions}
+    held = peak_activations(actions, weight_share) / max(1, len(stages))
+    if in_flight is not None and held > in_flight + 1e-9:
         raise ScheduleError(f"rank {rank} holds the activations of {held:g} minibatches; the bound is {in_flight:g}")
     try:
         kept = peak_versions(actions, stashes)

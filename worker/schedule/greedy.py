@@ -44,11 +44,8 @@ class Memory:
 def greedy(times: Sequence[Times], hop: float, minibatches: int, memory: Memory, rules: Rules) -> list[list[Kind]]:
     """For each stage the kinds of its actions in order; of each kind, minibatches go in order.
 
-    Raises:
-        ValueError: where ``memory`` holds less than one minibatch.
+    ``memory`` holds at least one minibatch.
     """
-    if memory.limit < 1:
-        raise ValueError(f"no schedule fits into the activations of {memory.limit:g} minibatches")
     stages = [_Stage(index, len(times), each, minibatches, memory, rules) for index, each in enumerate(times)]
     stages[0].forwards = [0.0] * minibatches
     free = [(0.0, stage.index) for stage in stages]

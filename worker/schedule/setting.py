@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from worker.errors import ScheduleError
+
 
 @dataclass(frozen=True)
 class Times:
@@ -30,6 +32,8 @@ class Setting:
         times: per stage, for a schedule that is searched; None: all equal.
         hop: time a tensor needs from one rank to the next, in the unit of ``times``.
         weight_share: share of a minibatch's activations that only its WEIGHT_GRAD sets free.
+    Raises:
+        ScheduleError: if a count is less than 1.
     """
 
     stages: int
@@ -41,6 +45,12 @@ class Setting:
     times: tuple[Times, ...] | None = None
     hop: float = 0.0
     weight_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("stages", "in_flight", "chunks", "per_update"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ScheduleError(f"{name} is {value}; it must be at least 1")
 
     def warmup_of(self, stage: int) -> int:
         """Forwards of ``stage`` before its first backward in 1F1B order."""

@@ -22,13 +22,18 @@ class Schedule:
     """One entry: a generator for each sync_mode it is offered in.
 
     ``stashes``: under ASP a backward uses the weights of its forward, not the newest. ``is_chunked``: a rank holds
-    several virtual stages.
+    several virtual stages. ``is_searched``: the order depends on the times, and ``in_flight`` is its memory limit.
+    ``keeps``: weight versions before the newest that a forward may ask for. ``splits_backward``: its backwards are an
+    INPUT_GRAD and a WEIGHT_GRAD.
     """
 
     bsp: Generator | None = None
     asp: Generator | None = None
     stashes: bool = True
     is_chunked: bool = False
+    is_searched: bool = False
+    keeps: int = 0
+    splits_backward: bool = False
 
     @property
     def sync_modes(self) -> tuple[str, ...]:
@@ -41,10 +46,10 @@ SCHEDULES = {
     "gpipe": Schedule(bsp=generate.gpipe),
     "1f1b": Schedule(bsp=generate.one_f_one_b_flush, asp=generate.one_f_one_b_stream),
     "interleaved": Schedule(bsp=interleaved, is_chunked=True),
-    "zb-h1": Schedule(bsp=zero_bubble.zb_h1),
-    "zb-h2": Schedule(bsp=zero_bubble.zb_h2),
-    "zb-auto": Schedule(bsp=zb_auto),
-    "2bw": Schedule(asp=generate.two_versions),
+    "zb-h1": Schedule(bsp=zero_bubble.zb_h1, splits_backward=True),
+    "zb-h2": Schedule(bsp=zero_bubble.zb_h2, splits_backward=True),
+    "zb-auto": Schedule(bsp=zb_auto, is_searched=True, splits_backward=True),
+    "2bw": Schedule(asp=generate.two_versions, keeps=1),
     "accumulate": Schedule(asp=generate.accumulate, stashes=False),
 }
 
@@ -58,12 +63,15 @@ def find(name: str) -> Schedule:
     raise ScheduleError(f"no schedule is called {name!r}{guess}", f"known: {', '.join(SCHEDULES)}")
 
 
-def generator(name: str, sync_mode: str) -> Generator:
+def generator(name: str, sync_mode: str, chunks: int = 1) -> Generator:
     """The generator of a schedule in a sync_mode. Raises ScheduleError where there is none."""
-    modes = find(name).sync_modes
-    if sync_mode not in modes:
-        raise ScheduleError(f"schedule {name} does not run under sync_mode {sync_mode}", f"it needs {modes[0]}")
-    found: Generator = getattr(SCHEDULES[name], sync_mode)
+    schedule = find(name)
+    if sync_mode not in schedule.sync_modes:
+        modes = " or ".join(schedule.sync_modes)
+        raise ScheduleError(f"schedule {name} does not run under sync_mode {sync_mode}", f"it needs sync_mode {modes}")
+    if chunks > 1 and not schedule.is_chunked:
+        raise ScheduleError(f"schedule {name} runs one stage per rank, not {chunks} chunks", "interleaved runs several")
+    found: Generator = getattr(schedule, sync_mode)
     return found
 
 
@@ -89,10 +97,10 @@ def actions(
         ScheduleError: for a schedule that does not exist, or not in this sync_mode, or not in this setting.
     """
     setting = Setting(stages, minibatches, in_flight, warmup, chunks, per_update, times, hop)
-    return generator(schedule, sync_mode)(stage, setting)
+    return generator(schedule, sync_mode, chunks)(stage, setting)
 
 
 def build(schedule: str, sync_mode: str, setting: Setting) -> list[list[Action]]:
     """The Actions of all ranks. Raises ScheduleError as ``actions`` does."""
-    of_rank = generator(schedule, sync_mode)
+    of_rank = generator(schedule, sync_mode, setting.chunks)
     return [list(of_rank(rank, setting)) for rank in range(setting.stages)]

@@ -1,4 +1,4 @@
-"""Schedules as the CSV text of torch.distributed.pipelining: one row per rank, cells such as ``2F0``, ``1I3``, ``1W3``."""
+"""Schedules as the CSV text of torch.distributed.pipelining: a row for each rank, cells such as ``2F0`` or ``1W3``."""
 
 from __future__ import annotations
 

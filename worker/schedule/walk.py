@@ -74,7 +74,7 @@ class _Walk:
                 start = max(clock, ended if sender == rank else ended + self._hops[min(needed[1], action.stage)])
             clock = start + self._duration(action)
             spans.append(Span(action, start, clock))
-            if action.kind in _GIVES:
+            if _gives(action.kind):
                 result = (action.kind is Kind.FORWARD, action.stage, action.minibatch)
                 self._done[result] = (clock, rank)
                 woken += self._waiting.pop(result, [])
@@ -84,7 +84,7 @@ class _Walk:
         """The result of another stage that ``action`` cannot start without."""
         if action.kind is Kind.FORWARD:
             return (True, action.stage - 1, action.minibatch) if action.stage else None
-        if action.kind in _GIVES:
+        if _gives(action.kind):
             return (False, action.stage + 1, action.minibatch) if action.stage < self._last else None
         return None
 
@@ -98,5 +98,6 @@ class _Walk:
         ]
 
 
-_GIVES = frozenset({Kind.FORWARD, Kind.BACKWARD, Kind.INPUT_GRAD})
-"""Kinds whose result another stage waits for."""
+def _gives(kind: Kind) -> bool:
+    """Whether another stage waits for the result. By identity: hashing an Enum would take most of a walk."""
+    return kind is Kind.FORWARD or kind is Kind.INPUT_GRAD or kind is Kind.BACKWARD

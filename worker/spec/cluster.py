@@ -93,6 +93,19 @@ class DataSpec(Section):
             yield Misfit(f"belongs to source text, but source is {self.source}", ("path", "source"))
 
 
+SYNC_MODES = {
+    "1f1b": ("asp", "bsp"),
+    "none": ("asp", "bsp"),
+    "2bw": ("asp",),
+    "accumulate": ("asp",),
+    **dict.fromkeys(("gpipe", "interleaved", "zb-h1", "zb-h2", "zb-auto"), ("bsp",)),
+}
+"""The sync_modes of every schedule."""
+
+REPLICATED = ("1f1b", "gpipe", "none")
+"""Schedules whose stages may have several ranks."""
+
+
 class PipelineSpec(Section):
     """How the model is cut and how minibatches flow through the cuts."""
 
@@ -107,20 +120,33 @@ class PipelineSpec(Section):
     sync_mode: Literal["asp", "bsp"] = Field(
         "asp", description="asp: update after every backward, with weight stashing; bsp: flush, then update"
     )
-    schedule: Literal["1f1b", "gpipe"] = Field("1f1b", description="order of forwards and backwards; gpipe needs bsp")
-    minibatches_per_step: Count | None = Field(None, description="bsp: minibatches between two updates; default 8")
+    schedule: Literal["1f1b", "gpipe", "interleaved", "zb-h1", "zb-h2", "zb-auto", "2bw", "accumulate", "none"] = Field(
+        "1f1b",
+        description="order of forwards and backwards; bsp: gpipe, 1f1b, interleaved (several stages per device), "
+        "zb-h1, zb-h2, zb-auto; asp: 1f1b, 2bw, accumulate; none: one minibatch at a time",
+    )
+    minibatches_per_step: Count | None = Field(
+        None, description="bsp, 2bw and accumulate: minibatches between two updates; default 8, or stages if more"
+    )
+    replicas: Count | Annotated[list[Count], Field(min_length=1)] = Field(
+        1, description="ranks per stage that share its minibatches; or one number per stage"
+    )
     in_flight: Literal["auto"] | Count = Field(
         "auto", description="minibatches admitted at once; auto: the schedule's own"
     )
 
     def misfits(self) -> Iterator[Misfit]:
         """Each sync_mode has its own keys; lists have one entry per stage."""
-        if self.sync_mode == "asp" and self.schedule != "1f1b":
-            yield Misfit(f"is {self.schedule}, which flushes: it needs sync_mode bsp", ("schedule", "sync_mode"))
-        if self.sync_mode == "asp" and self.minibatches_per_step is not None:
+        if self.sync_mode not in SYNC_MODES[self.schedule]:
+            needed = SYNC_MODES[self.schedule][0]
+            yield Misfit(f"is {self.schedule}, which needs sync_mode {needed}", ("schedule", "sync_mode"))
+        elif self.sync_mode == "asp" and self.schedule in ("1f1b", "none") and self.minibatches_per_step is not None:
             keys = ("minibatches_per_step", "sync_mode")
-            yield Misfit("belongs to sync_mode bsp; asp updates after every minibatch", keys)
-        for key in ("partition", "recompute_ratio"):
+            yield Misfit(f"belongs to sync_mode bsp; asp with {self.schedule} updates after every minibatch", keys)
+        if self.replicas != 1 and self.schedule not in REPLICATED:
+            message = f"needs schedule {', '.join(REPLICATED)}; {self.schedule} runs one rank per stage"
+            yield Misfit(message, ("replicas", "schedule"))
+        for key in ("partition", "recompute_ratio", "replicas"):
             value = getattr(self, key)
             if self.stages is not None and isinstance(value, list) and len(value) != self.stages:
                 message = f"has {_count(len(value), 'entry', 'entries')} for {_count(self.stages, 'stage')}"
@@ -191,6 +217,12 @@ class ClusterSpec(Section):
         if isinstance(partition, list) and sum(partition) != layers:
             message = f"adds up to {sum(partition)} but the model has {layers} layers"
             yield Misfit(message, ("pipeline.partition", "model.num_layers"))
+        replicas = self.pipeline.replicas
+        if self.pipeline.sync_mode == "asp" and isinstance(replicas, list) and replicas[0] != replicas[-1]:
+            message = (
+                f"is {replicas}: under asp the first and the last stage, which share the embedding, need equally many"
+            )
+            yield Misfit(message, ("pipeline.replicas", "pipeline.sync_mode"))
 
 
 def _count(number: int, one: str, many: str = "") -> str:

@@ -1,0 +1,1 @@
+"""Measurements beside peers and physical limits; nothing here decides a test."""

@@ -1,0 +1,111 @@
+"""Forks the ranks of one measurement, and never waits for them longer than was said."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+GRACE = 3.0
+"""Seconds that ranks get to end by themselves after a deadline, or after another one failed."""
+
+
+class RankFailure(Exception):
+    """Ranks that failed or hung, with what they said of it."""
+
+
+def run(ranks: int, main: Callable[[int], Any], deadline: float) -> list[Any]:
+    """What ``main(rank)`` returns on every rank: a process each, one thread, Gloo over loopback.
+
+    ``main`` returns what JSON can hold. A rank that hangs writes down its stack and is killed.
+
+    Raises:
+        RankFailure: a rank failed, or did not end within ``deadline`` seconds.
+    """
+    with tempfile.TemporaryDirectory(prefix="vpipe-benchmark-") as name:
+        folder = Path(name)
+        sys.stdout.flush()
+        pids = [_fork(rank, ranks, main, deadline, folder) for rank in range(ranks)]
+        try:
+            statuses = _wait(pids, deadline)
+        finally:
+            for pid in pids:
+                _kill(pid)
+        if any(status != 0 for status in statuses):
+            raise RankFailure("; ".join(_complaints(folder, statuses)))
+        return [json.loads((folder / f"result-{rank}").read_text()) for rank in range(ranks)]
+
+
+def _fork(rank: int, ranks: int, main: Callable[[int], Any], deadline: float, folder: Path) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        with (folder / f"stacks-{rank}").open("w") as stacks:
+            faulthandler.dump_traceback_later(deadline, exit=True, file=stacks)
+            _join(rank, ranks, deadline, folder)
+            (folder / f"result-{rank}").write_text(json.dumps(main(rank)))
+            dist.barrier()
+        status = 0
+    except BaseException:
+        (folder / f"error-{rank}").write_text(traceback.format_exc())
+    finally:
+        os._exit(status)
+
+
+def _join(rank: int, ranks: int, deadline: float, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store = dist.FileStore(str(folder / "store"), ranks)
+    timeout = timedelta(seconds=deadline + 2 * GRACE)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timeout)
+
+
+def _wait(pids: list[int], deadline: float) -> list[int | None]:
+    """Exit statuses; None for a rank that had to be given up."""
+    statuses: dict[int, int | None] = dict.fromkeys(pids)
+    limit = time.monotonic() + deadline + GRACE
+    while None in statuses.values() and time.monotonic() < limit:
+        for pid in [pid for pid, status in statuses.items() if status is None]:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                statuses[pid] = status
+                limit = min(limit, time.monotonic() + GRACE) if status else limit
+        time.sleep(0.01)
+    return list(statuses.values())
+
+
+def _complaints(folder: Path, statuses: list[int | None]) -> list[str]:
+    """One line for each rank that raised or hung. Ranks ended because of another one have nothing to say."""
+    lines = []
+    for rank, status in enumerate(statuses):
+        error, stacks = folder / f"error-{rank}", folder / f"stacks-{rank}"
+        if error.exists():
+            lines.append(f"rank {rank} failed: {error.read_text().strip().splitlines()[-1]}")
+        elif stacks.exists() and (stack := stacks.read_text()):
+            frames = [line.strip() for line in stack.splitlines() if line.startswith("  File")]
+            lines.append(f"rank {rank} hung at {' < '.join(frames[:4])}")
+        elif status:
+            lines.append(f"rank {rank} ended with status {status}")
+    return lines or ["ranks hung without a word"]
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
