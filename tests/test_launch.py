@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 
 from vpipe_cli import machines
 from vpipe_cli.commands.launch import launch as launch_command
-from vpipe_cli.commands.launch import split
 from vpipe_cli.commands.stop import stop as stop_command
+from vpipe_cli.config import split
 from vpipe_cli.engines import ENGINES, local
 from vpipe_cli.launch import Launch, Surroundings, describe, resolve
 from vpipe_cli.runs.state import standing, wait_for_end

@@ -155,7 +155,10 @@ def test_timeline_of_a_few() -> None:
 
 
 def test_timeline_of_many_has_letters_only() -> None:
-    assert timeline.text(of("1f1b", 2, 8, Times()).spans, 22) == ""
+    """At three quarters of a column for a forward, some have none."""
+    assert timeline.text(of("1f1b", 2, 8, Times()).spans, 22) == cleandoc("""
+        0 F..BFB-B-FBFBFB-B-.B
+        1 .B-FBFBFB-B-FBFBFB-""")
 
 
 def test_timeline_of_chunks_has_small_letters() -> None:

@@ -13,6 +13,7 @@ from vpipe_cli.commands.init import init
 from vpipe_cli.commands.launch import launch
 from vpipe_cli.commands.logs import logs
 from vpipe_cli.commands.ps import ps
+from vpipe_cli.commands.simulate import simulate
 from vpipe_cli.commands.status import status
 from vpipe_cli.commands.stop import stop
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-COMMANDS = (init, launch, status, logs, ps, stop)
+COMMANDS = (init, launch, status, logs, ps, stop, simulate)
 """Every command, in the order of --help; each module imports only typer until it is called."""
 
 for command in COMMANDS:

@@ -18,11 +18,12 @@ from worker.errors import MismatchError
 from worker.executor import Executor
 from worker.feed import Feeder
 from worker.metrics import MetricsFile, Stopwatch, Totals
+from worker.narrate import Narrator
 from worker.rendezvous import Rendezvous
 from worker.schedule.job import minibatches_per_step
 from worker.spec.files import RunFiles, write_atomic
 from worker.spec.job import Job
-from worker.spec.records import Result, StageResult
+from worker.spec.records import Result, StageResult, StepMetrics
 
 
 def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rendezvous: Rendezvous) -> None:
@@ -46,7 +47,14 @@ def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rende
     source = _open_data(job, files, cache) if placement.stage == 0 else None
     feed = Feeder(source, minibatches_per_step(job.spec), builder.device, waiting) if source else None
     metrics = MetricsFile(files.metrics(rank), job.spec.run.steps)
-    executor = builder.executor(feed, waiting, metrics.write)
+    narrator = Narrator(job.spec.run.steps)
+
+    def report(step: StepMetrics) -> None:
+        metrics.write(step)
+        narrator.step(step)
+
+    executor = builder.executor(feed, waiting, report)
+    narrator.holds(runtime.stage for runtime in executor.stages.values())
     rendezvous.exchange("readiness", "ready")
     files.ready(attempt, rank).touch(mode=0o600)
     try:

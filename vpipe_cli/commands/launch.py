@@ -24,7 +24,9 @@ def launch(
     output: Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="The form to print.")] = "text",
 ) -> None:
     """Start the job of a cluster.yml and watch it. The run goes on when this command ends."""
-    path, overrides = split(arguments or [])
+    from vpipe_cli import config
+
+    path, overrides = config.split(arguments or [])
     resolved = _resolve(path, overrides)
     if dry_run:
         _show(resolved, output)
@@ -34,13 +36,6 @@ def launch(
         _introduce(run, output)
     else:
         _watch(run, output)
-
-
-def split(given: list[str]) -> tuple[Path, list[str]]:
-    """The file and the overrides: a first argument with an ``=`` is no file, unless there is one of that name."""
-    if given and ("=" not in given[0] or Path(given[0]).exists()):
-        return Path(given[0]), given[1:]
-    return Path(DEFAULT), given
 
 
 def _resolve(path: Path, overrides: list[str]) -> Launch:

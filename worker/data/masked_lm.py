@@ -10,7 +10,6 @@ minibatch k needs nothing of minibatch k - 1. Only raw bits are taken: NumPy pro
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import numpy as np
@@ -59,7 +58,7 @@ class MaskedLM:
                 f"no document has two tokens, of {len(corpus.bounds) - 1}", "join short texts into one file"
             )
         self.signature = signature
-        self.baseline_loss = _entropy(corpus.counts) + (math.log(2) if sentence_order else 0.0)
+        self.baseline_loss = _entropy(corpus.counts)
         self._tokens = corpus.tokens
         self._words = len(corpus.counts) - len(SPECIAL_TOKENS)
         self._spec = spec
