@@ -37,14 +37,17 @@ def run(ranks: int, main: Callable[[int], Any], deadline: float) -> list[Any]:
     with tempfile.TemporaryDirectory(prefix="vpipe-benchmark-") as name:
         folder = Path(name)
         sys.stdout.flush()
-        pids = [_fork(rank, ranks, main, deadline, folder) for rank in range(ranks)]
+        statuses: dict[int, int | None] = {}
         try:
-            statuses = _wait(pids, deadline)
+            for rank in range(ranks):
+                statuses[_fork(rank, ranks, main, deadline, folder)] = None
+            _wait(statuses, deadline)
         finally:
-            for pid in pids:
-                _kill(pid)
-        if any(status != 0 for status in statuses):
-            raise RankFailure("; ".join(_complaints(folder, statuses)))
+            for pid in [pid for pid, status in statuses.items() if status is None]:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        if any(status != 0 for status in statuses.values()):
+            raise RankFailure("; ".join(_complaints(folder, list(statuses.values()))))
         return [json.loads((folder / f"result-{rank}").read_text()) for rank in range(ranks)]
 
 
@@ -74,9 +77,8 @@ def _join(rank: int, ranks: int, deadline: float, folder: Path) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timeout)
 
 
-def _wait(pids: list[int], deadline: float) -> list[int | None]:
-    """Exit statuses; None for a rank that had to be given up."""
-    statuses: dict[int, int | None] = dict.fromkeys(pids)
+def _wait(statuses: dict[int, int | None], deadline: float) -> None:
+    """Fill in exit statuses by pid; they stay None for ranks that have to be given up."""
     limit = time.monotonic() + deadline + GRACE
     while None in statuses.values() and time.monotonic() < limit:
         for pid in [pid for pid, status in statuses.items() if status is None]:
@@ -85,7 +87,6 @@ def _wait(pids: list[int], deadline: float) -> list[int | None]:
                 statuses[pid] = status
                 limit = min(limit, time.monotonic() + GRACE) if status else limit
         time.sleep(0.01)
-    return list(statuses.values())
 
 
 def _complaints(folder: Path, statuses: list[int | None]) -> list[str]:
@@ -94,7 +95,7 @@ def _complaints(folder: Path, statuses: list[int | None]) -> list[str]:
     for rank, status in enumerate(statuses):
         error, stacks = folder / f"error-{rank}", folder / f"stacks-{rank}"
         if error.exists():
-            lines.append(f"rank {rank} failed: {error.read_text().strip().splitlines()[-1]}")
+            lines.append(f"rank {rank} failed: {_last_words(error.read_text())}")
         elif stacks.exists() and (stack := stacks.read_text()):
             frames = [line.strip() for line in stack.splitlines() if line.startswith("  File")]
             lines.append(f"rank {rank} hung at {' < '.join(frames[:4])}")
@@ -103,9 +104,8 @@ def _complaints(folder: Path, statuses: list[int | None]) -> list[str]:
     return lines or ["ranks hung without a word"]
 
 
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    except (ProcessLookupError, ChildProcessError):
-        pass
+def _last_words(text: str) -> str:
+    """The error of a traceback, and where it was raised."""
+    lines = text.strip().splitlines()
+    place = [line.strip() for line in lines if line.startswith("  File")][-1]
+    return f"{lines[-1]} ({place})"

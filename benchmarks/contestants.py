@@ -1,0 +1,266 @@
+"""Who is measured: vpipe, its peers, and the limit, each as something a rank runs again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import pipelining
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.layers import Workload
+from worker import models, optimizer
+from worker.build import Builder
+from worker.feed import Feeder
+from worker.metrics import Stopwatch
+from worker.schedule.job import minibatches_per_step, prove
+from worker.spec.cluster import ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
+from worker.spec.job import Job, Placement, Plan
+from worker.spec.records import StepMetrics
+
+CPU = torch.device("cpu")
+CHUNKS = 2
+"""Stages per rank of schedules that want several."""
+OPTIMIZER = OptimizerSpec(name="adamw", lr=1e-4)
+SEED = 1
+TORCH_SCHEDULES: dict[str, Any] = {
+    "gpipe": pipelining.ScheduleGPipe,
+    "1f1b": pipelining.Schedule1F1B,
+    "interleaved": pipelining.ScheduleInterleaved1F1B,
+    "interleaved-zb": pipelining.ScheduleInterleavedZeroBubble,
+}
+"""Those of torch.distributed.pipelining, by the name of vpipe's nearest."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One contestant of a case, as a value.
+
+    Args:
+        runtime: vpipe, torch, ddp, one-process, or limit.
+        minibatches: how many one run takes.
+        per_update: minibatches between two updates; under BSP a run may be several steps.
+    """
+
+    runtime: str
+    sync_mode: str
+    schedule: str
+    minibatches: int
+    per_update: int
+    in_flight: int | None = None
+    recompute_ratio: float = 0.0
+
+    @property
+    def peer(self) -> str:
+        """The schedule of torch.distributed.pipelining it is compared with."""
+        nearest = {"zb-h1": "interleaved-zb", "zb-h2": "interleaved-zb", "zb-auto": "interleaved-zb"}
+        name = nearest.get(self.schedule, self.schedule)
+        return name if name in TORCH_SCHEDULES else "1f1b"
+
+    def plan(self, workload: Workload, ranks: int) -> Plan:
+        """Which layers run where."""
+        chunks = CHUNKS if self.schedule in ("interleaved", "interleaved-zb") else 1
+        return Plan(
+            partition=workload.partition(ranks * chunks),
+            recompute_ratio=[self.recompute_ratio] * ranks * chunks,
+            reason="a benchmark",
+            replicas=[1] * ranks * chunks,
+            chunks=chunks,
+        )
+
+    def job(self, workload: Workload, ranks: int, rule: OptimizerSpec = OPTIMIZER) -> Job:
+        """vpipe's job. Raises ValidationError or ScheduleError where vpipe does not offer it."""
+        accumulates = self.sync_mode == "bsp" or self.per_update > 1
+        pipeline = PipelineSpec(
+            sync_mode=self.sync_mode,
+            schedule=self.schedule,
+            minibatches_per_step=self.per_update if accumulates else None,
+            in_flight=self.in_flight or "auto",
+        )
+        run = RunSpec(steps=self.minibatches // self.per_update, seed=SEED, stall_timeout=60.0)
+        spec = ClusterSpec(machines=["cpu"], pipeline=pipeline, optimizer=rule, run=run)
+        plan = self.plan(workload, ranks)
+        prove(spec, plan)
+        places = [
+            Placement(rank=rank, stage=plan.stages_of(rank)[0], host="localhost", device="cpu", threads=1)
+            for rank in range(ranks)
+        ]
+        return Job(run="benchmark", spec=spec, plan=plan, ranks=places)
+
+
+def contestant(entry: Entry, workload: Workload, ranks: int, rank: int) -> Callable[[], None]:
+    """What this rank runs for ``entry``: all ranks at once, from a barrier to the last one's end."""
+    if entry.runtime == "vpipe":
+        return Vpipe(entry.job(workload, ranks), workload, rank)
+    if entry.runtime == "torch":
+        return Torch(entry, workload, ranks, rank)
+    if entry.runtime == "ddp":
+        return DataParallel(entry, workload, ranks)
+    if entry.runtime == "one-process":
+        return OneProcess(entry, workload, ranks) if rank == 0 else _nothing
+    return Alone(entry, workload, entry.plan(workload, ranks), rank)
+
+
+def _nothing() -> None:
+    """Other ranks while one works."""
+
+
+class Vpipe:
+    """The runtime that ``vpipe launch`` runs, fed with the workload."""
+
+    def __init__(self, job: Job, workload: Workload, rank: int) -> None:
+        waiting = Stopwatch()
+        self._builder = Builder(job, workload.model, workload.source.signature, rank, CPU)
+        feed = Feeder(workload.source, minibatches_per_step(job.spec), CPU, waiting) if rank == 0 else None
+        self._executor = self._builder.executor(feed, waiting, _ignore)
+
+    def __call__(self) -> None:
+        """All minibatches of the job, once more: weight versions count on from the run before."""
+        before = max(stage.updates for stage in self._executor.stages.values())
+        self._executor.run(
+            action if action.version is None else replace(action, version=action.version + before)
+            for action in self._builder.actions()
+        )
+
+
+def _ignore(step: StepMetrics) -> None:
+    """Nobody reads a benchmark's metrics."""
+
+
+class Part:
+    """Some layers in a row as plain PyTorch: the same modules and the same optimizer as vpipe's."""
+
+    def __init__(self, workload: Workload, layers: range) -> None:
+        chosen = [(workload.model.layers[index].name, workload.model.layers[index].build()) for index in layers]
+        for name, module in chosen:
+            models.initialise(name, module, SEED)
+        self.is_last = layers.stop == len(workload.model.layers)
+        self._loss = chosen.pop()[1] if self.is_last else None
+        self.body = nn.Sequential(*(module for _, module in chosen))
+
+    def loss(self, output: Tensor, labels: Tensor) -> Tensor:
+        """The sum over the targets."""
+        assert self._loss is not None
+        return cast(Tensor, self._loss(output, labels)).sum()
+
+
+class Training:
+    """What all contestants but vpipe share: the data, the loss weight, and the update."""
+
+    def __init__(self, entry: Entry, workload: Workload, parts: list[Part]) -> None:
+        minibatch = workload.source.minibatch(0)
+        self.inputs, self.labels = minibatch.inputs["hidden"], minibatch.targets["labels"]
+        self.weight = 1 / (minibatch.counts[0] * entry.per_update)
+        self.entry = entry
+        named = {f"{i}.{name}": p for i, part in enumerate(parts) for name, p in part.body.named_parameters()}
+        self.optimizer = optimizer.build(OPTIMIZER, named)
+
+    def update(self) -> None:
+        """The optimizer's step."""
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def updates_after(self) -> Iterator[bool]:
+        """For each minibatch of a run, whether an update follows it."""
+        for number in range(1, self.entry.minibatches + 1):
+            yield number % self.entry.per_update == 0
+
+
+class Alone(Training):
+    """The limit: a rank's own layers, on tensors that are there already, as if all others were infinitely fast."""
+
+    def __init__(self, entry: Entry, workload: Workload, plan: Plan, rank: int) -> None:
+        stage = plan.stages_of(rank)[0]
+        self._part, self._is_first = Part(workload, plan.layers_of(stage)), stage == 0
+        super().__init__(entry, workload, [self._part])
+        self._gradient = torch.ones_like(self.inputs)
+
+    def __call__(self) -> None:
+        """Forward and backward of each minibatch in turn."""
+        for update in self.updates_after():
+            hidden = self.inputs.detach().requires_grad_(not self._is_first)
+            output = self._part.body(hidden)
+            if self._part.is_last:
+                (self._part.loss(output, self.labels) * self.weight).backward()
+            else:
+                output.backward(self._gradient)
+            if update:
+                self.update()
+
+
+class OneProcess(Training):
+    """The whole model in one process with all cores; the other ranks wait."""
+
+    def __init__(self, entry: Entry, workload: Workload, threads: int) -> None:
+        self._part, self._threads = Part(workload, range(len(workload.model.layers))), threads
+        super().__init__(entry, workload, [self._part])
+
+    def __call__(self) -> None:
+        """Plain gradient accumulation."""
+        torch.set_num_threads(self._threads)
+        for update in self.updates_after():
+            (self._part.loss(self._part.body(self.inputs), self.labels) * self.weight).backward()
+            if update:
+                self.update()
+        torch.set_num_threads(1)
+
+
+class DataParallel(Training):
+    """The whole model on every rank, minibatches dealt out, gradients reduced once per update."""
+
+    def __init__(self, entry: Entry, workload: Workload, ranks: int) -> None:
+        self._part, self._ranks = Part(workload, range(len(workload.model.layers))), ranks
+        super().__init__(entry, workload, [self._part])
+        self._module = DistributedDataParallel(self._part.body)
+
+    def __call__(self) -> None:
+        """This rank's share of each update's minibatches; only the last of them communicates."""
+        share = self.entry.per_update // self._ranks
+        for _ in range(self.entry.minibatches // self.entry.per_update):
+            for number in range(share):
+                with nullcontext() if number == share - 1 else self._module.no_sync():
+                    # DDP takes the mean over ranks; the weight makes it the mean over targets all the same.
+                    loss = self._part.loss(self._module(self.inputs), self.labels)
+                    (loss * self.weight * self._ranks).backward()
+            self.update()
+
+
+class Torch(Training):
+    """torch.distributed.pipelining: a flush every ``per_update`` minibatches."""
+
+    def __init__(self, entry: Entry, workload: Workload, ranks: int, rank: int) -> None:
+        plan = entry.plan(workload, ranks)
+        own = plan.stages_of(rank)
+        parts = [Part(workload, plan.layers_of(stage)) for stage in own]
+        super().__init__(entry, workload, parts)
+        stages: Any = [
+            pipelining.PipelineStage(part.body, stage, plan.stages, CPU)
+            for stage, part in zip(own, parts, strict=True)
+        ]
+        build = TORCH_SCHEDULES[entry.schedule]
+        single = issubclass(build, pipelining.schedules.PipelineScheduleSingle)
+        self._last = parts[-1]
+        self._schedule = build(
+            stages[0] if single else stages, n_microbatches=entry.per_update, loss_fn=self._weighted, scale_grads=False
+        )
+        self._arguments = (_repeated(self.inputs, entry.per_update),) if rank == 0 else ()
+        self._target = _repeated(self.labels, entry.per_update) if self._last.is_last else None
+
+    def __call__(self) -> None:
+        """All steps, an update after each."""
+        for _ in range(self.entry.minibatches // self.entry.per_update):
+            self._schedule.step(*self._arguments, target=self._target, return_outputs=False)
+            self.update()
+
+    def _weighted(self, output: Tensor, labels: Tensor) -> Tensor:
+        return self._last.loss(output, labels) * self.weight
+
+
+def _repeated(tensor: Tensor, times: int) -> Tensor:
+    return torch.cat([tensor] * times)
+

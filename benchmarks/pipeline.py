@@ -1,0 +1,205 @@
+"""python -m benchmarks.pipeline: vpipe beside torch.distributed.pipelining, DDP and one process, as JSON lines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pydantic import ValidationError
+
+from benchmarks import ranks
+from benchmarks.contestants import Entry, contestant
+from benchmarks.layers import Workload, encoders, sleepers
+from worker.errors import VpipeError
+
+Span = tuple[float, float, float]
+"""Of one run on one rank: when it began and ended on the machine's clock, and the CPU seconds it took."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Contestants on one workload, raced in one process group.
+
+    ``deadline``: seconds until the ranks are killed.
+    """
+
+    name: str
+    workload: Callable[[], Workload]
+    ranks: int
+    activation_bytes: int
+    entries: tuple[Entry, ...]
+    repeats: int
+    deadline: float
+
+
+def bsp(ranks: int, minibatches: int, schedules: Sequence[str] = ("gpipe", "1f1b", "interleaved", "zb-h1")) -> list[Entry]:
+    """vpipe's schedules, with their peers and the limit; each run is one step."""
+    ours = [Entry("vpipe", "bsp", schedule, minibatches, minibatches) for schedule in schedules]
+    if "1f1b" in schedules and ranks > 2:
+        ours.append(Entry("vpipe", "bsp", "1f1b", minibatches, minibatches, in_flight=2 * ranks - 1))
+    peers = list(dict.fromkeys(entry.peer for entry in ours))
+    theirs = [Entry("torch", "bsp", schedule, minibatches, minibatches) for schedule in peers]
+    return [Entry("limit", "bsp", "none", minibatches, minibatches), *theirs, *ours]
+
+
+def asp(ranks: int, minibatches: int, limit: int) -> list[Entry]:
+    """vpipe without flush over a stream of minibatches; the limit is taken over ``limit`` of them."""
+    stream = [Entry("vpipe", "asp", "1f1b", minibatches, 1, in_flight=depth) for depth in (None, 2 * ranks - 1)]
+    per_update = 2 * ranks
+    two = [Entry("vpipe", "asp", "2bw", minibatches // per_update * per_update, per_update)]
+    return [Entry("limit", "asp", "none", limit, 1), *stream, *two]
+
+
+def plain(minibatches: int) -> list[Entry]:
+    """What a user would do without a pipeline."""
+    return [Entry(name, "bsp", "none", minibatches, minibatches) for name in ("ddp", "one-process")]
+
+
+def cases(quick: bool) -> list[Case]:
+    """All cases, or those that together take under five minutes."""
+    KB, MB = 2**10, 2**20
+    size = 8 * 128 * 256 * 4
+    if quick:
+        real = (*bsp(2, 8), *plain(8), *asp(2, 24, 8))
+        small = tuple(bsp(4, 16))
+        large = (*bsp(8, 32, ("1f1b",)), *asp(8, 200, 16)[:3])
+        sleeping = [(4, 64 * KB, small), (4, 4 * MB, small), (8, MB, large)]
+        return [
+            Case("real p2", encoders, 2, size, real, 2, 120.0),
+            *(_sleeping(ranks, bytes, entries, 2, 90.0) for ranks, bytes, entries in sleeping),
+        ]
+    real = [(*bsp(2, minibatches), *plain(minibatches)) for minibatches in (8, 16, 32)]
+    return [
+        *(Case("real p2", encoders, 2, size, entries, 5, 900.0) for entries in real),
+        Case("real p2 stream", encoders, 2, size, (*asp(2, 200, 200), *bsp(2, 16, ("1f1b",))), 3, 1800.0),
+        *(
+            _sleeping(ranks, bytes, (*bsp(ranks, minibatches), *asp(ranks, 200, 32)), 5, 900.0)
+            for ranks, minibatches in ((4, 16), (4, 64), (8, 32))
+            for bytes in (64 * KB, MB, 4 * MB)
+        ),
+    ]
+
+
+def _sleeping(ranks: int, activation_bytes: int, entries: tuple[Entry, ...], repeats: int, deadline: float) -> Case:
+    def workload() -> Workload:
+        return sleepers(ranks, activation_bytes)
+
+    return Case(f"sleep p{ranks}", workload, ranks, activation_bytes, entries, repeats, deadline)
+
+
+def measure(case: Case) -> Iterator[dict[str, Any]]:
+    """One record for each contestant. Raises RankFailure."""
+    workload = case.workload()
+    entries = [entry for entry in case.entries if _is_offered(entry, workload, case)]
+
+    def main(rank: int) -> list[list[Span]]:
+        return race([contestant(entry, workload, case.ranks, rank) for entry in entries], case.repeats)
+
+    by_rank = ranks.run(case.ranks, main, case.deadline)
+    return records(case, entries, by_rank)
+
+
+def race(runs: Sequence[Callable[[], None]], repeats: int) -> list[list[Span]]:
+    """All runs in turn, once to warm up and then ``repeats`` times, every second time backwards; spans by run."""
+    spans: list[list[Span]] = [[] for _ in runs]
+    for repeat in range(repeats + 1):
+        order = list(range(len(runs)))
+        for index in reversed(order) if repeat % 2 else order:
+            dist.barrier()
+            began, used = time.perf_counter(), time.process_time()
+            runs[index]()
+            spans[index].append((began, time.perf_counter(), time.process_time() - used))
+    return [each[1:] for each in spans]
+
+
+def records(case: Case, entries: Sequence[Entry], by_rank: Sequence[Sequence[Sequence[Span]]]) -> Iterator[dict[str, Any]]:
+    """What the spans of all ranks say: efficiency against the limit, and time beside torch's, each repeat by itself."""
+    seconds = {entry: _seconds(entry, [spans[i] for spans in by_rank]) for i, entry in enumerate(entries)}
+    cpu = {entry: _cpu(entry, [spans[i] for spans in by_rank]) for i, entry in enumerate(entries)}
+    limits = {entry.sync_mode: entry for entry in entries if entry.runtime == "limit"}
+    peers = {entry.schedule: entry for entry in entries if entry.runtime == "torch"}
+    for entry in entries:
+        if entry.runtime == "limit":
+            continue
+        limit, peer = limits[entry.sync_mode], peers.get(entry.peer)
+        efficiencies = [best / own for best, own in zip(seconds[limit], seconds[entry], strict=True)]
+        ratios = [theirs / own for theirs, own in zip(seconds[peer], seconds[entry], strict=True)] if peer else []
+        yield {
+            "case": case.name,
+            "runtime": entry.runtime,
+            "sync_mode": entry.sync_mode,
+            "schedule": entry.schedule,
+            "stages": entry.plan(case.workload(), case.ranks).stages,
+            "minibatches": entry.minibatches,
+            "per_update": entry.per_update,
+            "in_flight": entry.in_flight,
+            "activation_bytes": case.activation_bytes,
+            "efficiency": round(median(efficiencies), 4),
+            "ratio_to_torch": round(median(ratios), 4) if ratios else None,
+            "spread": round(max(efficiencies) - min(efficiencies), 4),
+            "ratio_spread": round(max(ratios) - min(ratios), 4) if ratios else None,
+            "milliseconds": round(1e3 * median(seconds[entry]), 3),
+            "overhead_cpu_milliseconds": round(1e3 * (median(cpu[entry]) - median(cpu[limit])), 3),
+            "repeats": case.repeats,
+        }
+
+
+def _seconds(entry: Entry, by_rank: Sequence[Sequence[Span]]) -> list[float]:
+    """Per minibatch, for each repeat: from the first rank's start to the last one's end."""
+    return [
+        (max(end for _, end, _ in spans) - min(start for start, _, _ in spans)) / entry.minibatches
+        for spans in zip(*by_rank, strict=True)
+    ]
+
+
+def _cpu(entry: Entry, by_rank: Sequence[Sequence[Span]]) -> list[float]:
+    """Per minibatch and rank, for each repeat."""
+    return [mean(used for _, _, used in spans) / entry.minibatches for spans in zip(*by_rank, strict=True)]
+
+
+def _is_offered(entry: Entry, workload: Workload, case: Case) -> bool:
+    if entry.runtime != "vpipe":
+        return True
+    try:
+        entry.job(workload, case.ranks)
+    except (ValidationError, VpipeError) as error:
+        note(f"{case.name}: {entry.sync_mode} {entry.schedule} left out: {str(error).splitlines()[-1]}")
+        return False
+    return True
+
+
+def note(text: str) -> None:
+    """For people: standard output is for records."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the records of all cases as they come; 1 if a case failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="under five minutes")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this")
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    failed = False
+    for case in cases(chosen.quick):
+        if chosen.only not in case.name:
+            continue
+        try:
+            for record in measure(case):
+                print(json.dumps(record), flush=True)
+        except ranks.RankFailure as error:
+            note(f"{case.name}, {case.activation_bytes} bytes: {error}")
+            failed = True
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
