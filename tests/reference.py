@@ -24,8 +24,8 @@ Weights = dict[str, Tensor]
 class Whole:
     """The whole model with its parameters by full name; tied ones have a leaf of their own."""
 
-    def __init__(self, model: Model, source: Source, seed: int) -> None:
-        self.model = model
+    def __init__(self, model: Model, source: Source, seed: int, precision: str) -> None:
+        self.model, self.precision = model, precision
         self.flow = trace(model, source.signature)
         self.modules = [module.to_empty(device="cpu").train() for module in self.flow.modules]
         self.seed = seed
@@ -52,8 +52,12 @@ class Whole:
         values = {**minibatch.inputs, **minibatch.targets}
         for index, (layer, module) in enumerate(zip(self.model.layers, self.modules, strict=True)):
             seed_layer(self.seed, number, index, torch.device("cpu"))
-            result = module(*(values[name] for name in layer.inputs))
-            values.update(zip(layer.outputs, result if isinstance(result, tuple) else (result,), strict=True))
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
+                result = module(*(values[name] for name in layer.inputs))
+            outputs = result if isinstance(result, tuple) else (result,)
+            if self.precision == "bf16" and index < len(self.modules) - 1:
+                outputs = tuple(value.bfloat16() for value in outputs)
+            values.update(zip(layer.outputs, outputs, strict=True))
         return (values[self.model.layers[-1].outputs[0]] * weights).sum()
 
     def slip(self, newest: Weights, lent: Weights) -> None:
@@ -115,7 +119,7 @@ def _stage_of(name: str, whole: Whole, plan: Plan) -> int:
 
 def bsp(spec: ClusterSpec, model: Model, source: Source, plan: Plan) -> Weights:
     """Weights after ``spec.run.steps`` steps of gradient accumulation; ``plan`` matters for the order of sums only."""
-    whole = Whole(model, source, spec.run.seed)
+    whole = Whole(model, source, spec.run.seed, spec.precision)
     optim = optimizer.build(spec.optimizer, whole.owned())
     per_step = spec.pipeline.minibatches_per_step
     for step in range(spec.run.steps):
@@ -188,7 +192,7 @@ def asp(spec: ClusterSpec, model: Model, source: Source, plan: Plan) -> Weights:
 
     Under ``accumulate`` the weights change under the graph, as they do in the runtime: its backward meets the newest.
     """
-    whole = Whole(model, source, spec.run.seed)
+    whole = Whole(model, source, spec.run.seed, spec.precision)
     stages = [StageReplay(stage, spec, whole, plan) for stage in range(plan.stages)]
     per_step = spec.pipeline.minibatches_per_step or 1
     for number in range(spec.run.steps * per_step):

@@ -78,6 +78,12 @@ def test_every_streaming_schedule_is_exact(order: str, tied: bool, tmp_path: Pat
     assert_exact(job, tmp_path, toy.model(tied=tied))
 
 
+@pytest.mark.parametrize(("sync_mode", "order"), [("asp", "1f1b"), ("bsp", "1f1b"), ("bsp", "zb-h1")])
+def test_bf16_is_exact(sync_mode: str, order: str, tmp_path: Path) -> None:
+    whole = spec(sync_mode, order).model_copy(update={"precision": "bf16"})
+    assert_exact(harness.job_of(whole, [2, 3, 1], 0.5), tmp_path)
+
+
 @pytest.mark.parametrize("in_flight", [1, 2, 6])
 @pytest.mark.parametrize("sync_mode", ["asp", "bsp"])
 def test_any_depth_is_exact(sync_mode: str, in_flight: int, tmp_path: Path) -> None:

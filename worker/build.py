@@ -16,6 +16,7 @@ from worker.executor import Executor, UpdateRule
 from worker.flow import Flow, trace
 from worker.metrics import StepClock, Stopwatch
 from worker.models.base import Model
+from worker.precision import DTYPES
 from worker.replicas import ReplicaGroup
 from worker.runtime import LOSS_WEIGHTS, LOSSES, Feed, StageRuntime
 from worker.schedule import Action
@@ -38,7 +39,7 @@ class Builder:
         self.model = model
         self.signature = signature
         self.rank = rank
-        self.flow = trace(model, signature)
+        self.flow = trace(model, signature, DTYPES[job.spec.precision])
         self.device = device
         stages = job.plan.stages_of(rank)
         self.topologies = [_topology(job.plan, self.flow, signature, len(model.losses), s, rank) for s in stages]
@@ -103,6 +104,7 @@ class Builder:
             topology.outgoing,
             self.job.plan.recompute_ratio[topology.stage],
             entry.splits_backward,
+            DTYPES[self.job.spec.precision],
             self.job.spec.run.seed,
             self.device,
         )

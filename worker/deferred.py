@@ -46,6 +46,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, later: Later) -> Tensor:
         ctx.save_for_backward(x)
+        # A product takes place in what autocast makes of its operands, and so does its gradient.
+        ctx.dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         # The leaf itself: what recomputation gives back for a saved tensor is a detached one, whose .grad nobody reads.
         ctx.weight, ctx.later, ctx.has_bias = weight, later, bias is not None
         return F.linear(x, weight, bias)
@@ -54,9 +56,9 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
         (x,), weight = ctx.saved_tensors, ctx.weight
         flat = gradient.reshape(-1, gradient.shape[-1])
-        flat_x = x.detach().reshape(-1, x.shape[-1])
-        ctx.later.append(lambda: _add_gradient(weight, flat_x.t().mm(flat).t()))
-        dx = flat.mm(weight).view(x.shape) if ctx.needs_input_grad[0] else None
+        flat_x = x.detach().reshape(-1, x.shape[-1]).to(ctx.dtype)
+        ctx.later.append(lambda: _add_gradient(weight, flat_x.t().mm(flat).t().to(weight.dtype)))
+        dx = flat.mm(weight.to(ctx.dtype)).view(x.shape).to(x.dtype) if ctx.needs_input_grad[0] else None
         return dx, None, flat.sum(0) if ctx.has_bias else None, None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from worker.data.base import Signature, TensorSpec
 from worker.errors import ModelError
 from worker.models.base import Layer, Model
+from worker.precision import rounded
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Flow:
         return TensorSpec(tuple(parameters[name].shape), parameters[name].dtype)
 
 
-def trace(model: Model, signature: Signature) -> Flow:
+def trace(model: Model, signature: Signature, dtype: torch.dtype | None = None) -> Flow:
     """Walk ``model`` on the meta device.
 
     Raises ModelError naming the layer that takes a tensor nobody gives, fails on its input, or returns something else
@@ -67,7 +68,7 @@ def trace(model: Model, signature: Signature) -> Flow:
         cuts.append(_cut({name: values[name] for name in live}, from_data))
         if index < len(model.layers) - 1:
             for name, value in zip(layer.outputs, _run(layer, modules[index], values), strict=True):
-                values[name] = value
+                values[name] = rounded(value, dtype)
                 from_data.discard(name)
     holders = _holders(model, modules)
     return Flow(

@@ -16,6 +16,7 @@ from worker import deferred
 from worker.deferred import Deferred, Later
 from worker.flow import Cut
 from worker.models.base import Layer
+from worker.precision import arithmetic, rounded
 from worker.rng import seed_layer
 from worker.stash import Version, WeightStash
 
@@ -48,6 +49,7 @@ class Stage:
             Layer by layer, so that one layer's activations at a time return, and with the weights and random numbers
             of the first time (activation checkpointing, Chen et al. 2016).
         split_backward: leave the gradients of weight matrices to ``finish``.
+        dtype: of what layers give each other, see ``worker.precision``.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Stage:
         outgoing: Cut | None,
         recompute_ratio: float,
         split_backward: bool,
+        dtype: torch.dtype | None,
         seed: int,
         device: torch.device,
     ) -> None:
@@ -71,6 +74,7 @@ class Stage:
         self.outgoing = outgoing
         self.first_recomputed = len(layers) - recomputed_layers(len(layers), recompute_ratio)
         self._split = split_backward
+        self._dtype = dtype
         self._seed = seed
         self._device = device
 
@@ -134,6 +138,10 @@ class Stage:
         """One layer with the weights of ``version`` and the random numbers of ``minibatch``, now or again later."""
         self.stash.install(version)
         seed_layer(self._seed, minibatch, self.first_layer + position, self._device)
-        with Deferred(later) if self._split else nullcontext():
+        with arithmetic(self._dtype, self._device), Deferred(later) if self._split else nullcontext():
             result: Tensor | tuple[Tensor, ...] = self.modules[position](*args)
-        return result
+        if self.outgoing is None and position == len(self.layers) - 1:
+            return result  # the loss stays float32
+        if isinstance(result, tuple):
+            return tuple(rounded(value, self._dtype) for value in result)
+        return rounded(result, self._dtype)

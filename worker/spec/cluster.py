@@ -205,7 +205,9 @@ class ClusterSpec(Section):
     data: DataSpec = Field(default_factory=DataSpec, description="what to train it on")
     pipeline: PipelineSpec = Field(default_factory=PipelineSpec, description="how it is cut and scheduled")
     optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec, description="how it is updated")
-    precision: Literal["fp32"] = Field("fp32", description="arithmetic of weights and activations")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="fp32, or bf16 in layers and between them with fp32 weights"
+    )
     run: RunSpec = Field(default_factory=RunSpec, description="how long, which seed, which limits")
 
     def misfits(self) -> Iterator[Misfit]:
