@@ -44,6 +44,7 @@ class Entry:
         runtime: vpipe, torch, ddp, one-process, or limit.
         minibatches: how many one run takes.
         per_update: minibatches between two updates; under BSP a run may be several steps.
+        rule: the optimizer.
     """
 
     runtime: str
@@ -53,6 +54,7 @@ class Entry:
     per_update: int
     in_flight: int | None = None
     recompute_ratio: float = 0.0
+    rule: OptimizerSpec = OPTIMIZER
 
     @property
     def peer(self) -> str:
@@ -72,7 +74,7 @@ class Entry:
             chunks=chunks,
         )
 
-    def job(self, workload: Workload, ranks: int, rule: OptimizerSpec = OPTIMIZER) -> Job:
+    def job(self, workload: Workload, ranks: int) -> Job:
         """vpipe's job. Raises ValidationError or ScheduleError where vpipe does not offer it."""
         accumulates = self.sync_mode == "bsp" or self.per_update > 1
         pipeline = PipelineSpec(
@@ -82,7 +84,7 @@ class Entry:
             in_flight=self.in_flight or "auto",
         )
         run = RunSpec(steps=self.minibatches // self.per_update, seed=SEED, stall_timeout=60.0)
-        spec = ClusterSpec(machines=["cpu"], pipeline=pipeline, optimizer=rule, run=run)
+        spec = ClusterSpec(machines=["cpu"], pipeline=pipeline, optimizer=self.rule, run=run)
         plan = self.plan(workload, ranks)
         prove(spec, plan)
         places = [
@@ -152,12 +154,11 @@ class Training:
     """What all contestants but vpipe share: the data, the loss weight, and the update."""
 
     def __init__(self, entry: Entry, workload: Workload, parts: list[Part]) -> None:
-        minibatch = workload.source.minibatch(0)
-        self.inputs, self.labels = minibatch.inputs["hidden"], minibatch.targets["labels"]
-        self.weight = 1 / (minibatch.counts[0] * entry.per_update)
+        self.inputs, self.labels = workload.source.whole(1)
+        self.weight = 1 / (workload.source.minibatch(0).counts[0] * entry.per_update)
         self.entry = entry
         named = {f"{i}.{name}": p for i, part in enumerate(parts) for name, p in part.body.named_parameters()}
-        self.optimizer = optimizer.build(OPTIMIZER, named)
+        self.optimizer = optimizer.build(entry.rule, named)
 
     def update(self) -> None:
         """The optimizer's step."""
@@ -239,8 +240,7 @@ class Torch(Training):
         parts = [Part(workload, plan.layers_of(stage)) for stage in own]
         super().__init__(entry, workload, parts)
         stages: Any = [
-            pipelining.PipelineStage(part.body, stage, plan.stages, CPU)
-            for stage, part in zip(own, parts, strict=True)
+            pipelining.PipelineStage(part.body, stage, plan.stages, CPU) for stage, part in zip(own, parts, strict=True)
         ]
         build = TORCH_SCHEDULES[entry.schedule]
         single = issubclass(build, pipelining.schedules.PipelineScheduleSingle)
@@ -248,8 +248,9 @@ class Torch(Training):
         self._schedule = build(
             stages[0] if single else stages, n_microbatches=entry.per_update, loss_fn=self._weighted, scale_grads=False
         )
-        self._arguments = (_repeated(self.inputs, entry.per_update),) if rank == 0 else ()
-        self._target = _repeated(self.labels, entry.per_update) if self._last.is_last else None
+        inputs, labels = workload.source.whole(entry.per_update)
+        self._arguments = (inputs,) if rank == 0 else ()
+        self._target = labels if self._last.is_last else None
 
     def __call__(self) -> None:
         """All steps, an update after each."""
@@ -259,8 +260,3 @@ class Torch(Training):
 
     def _weighted(self, output: Tensor, labels: Tensor) -> Tensor:
         return self._last.loss(output, labels) * self.weight
-
-
-def _repeated(tensor: Tensor, times: int) -> Tensor:
-    return torch.cat([tensor] * times)
-

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worker.data.base import Minibatch, Signature, Source, TensorSpec
+from worker import models
+from worker.data.base import IGNORED, Minibatch, Signature, TensorSpec
 from worker.models.base import Layer, Model
+from worker.spec.cluster import BertSpec, DataSpec
 
 CLASSES = 64
 
@@ -23,7 +25,7 @@ class Workload:
     """A model of ``blocks`` equal layers and little behind them, the last of which is the loss; and its data."""
 
     model: Model
-    source: Source
+    source: Same
     blocks: int
 
     def partition(self, stages: int) -> list[int]:
@@ -41,18 +43,29 @@ def encoders(count: int = 8, width: int = 256, length: int = 128, batch: int = 8
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(batch, length, width, generator=generator)
     labels = torch.randint(CLASSES, (batch, length), generator=generator)
-    return Workload(Model(tuple(layers)), Same(hidden, labels, labels.numel()), count)
+    return Workload(Model(tuple(layers)), Same({"hidden": hidden}, labels, labels.numel()), count)
+
+
+def bert(layers: int, width: int, length: int, batch: int) -> Workload:
+    """vpipe's own BERT on random tokens, an eighth of which are to be predicted."""
+    data = DataSpec(sequence_length=length, minibatch_size=batch, vocab_size=1024)
+    model = models.bert.build(BertSpec(hidden_size=width, num_layers=layers, num_heads=width // 64 or 1), data)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(data.vocab_size, (batch, length), generator=generator)
+    inputs = {"input_ids": ids, "segment_ids": torch.zeros_like(ids), "attention_mask": torch.ones_like(ids).bool()}
+    labels = torch.where(torch.arange(length) % 8 == 0, ids, IGNORED)
+    return Workload(model, Same(inputs, labels, int((labels != IGNORED).sum())), 2 * layers)
 
 
 def sleepers(
     ranks: int, activation_bytes: int, forward: float = 0.010, input_grad: float = 0.010, weight_grad: float = 0.010
 ) -> Workload:
-    """Emulated compute: a rank sleeps that many seconds per minibatch, in two layers, so that it may hold two stages."""
+    """Emulated compute: each rank sleeps so many seconds per minibatch, in two layers, so that it may hold two stages."""
     build = partial(Sleeper, forward / 2, input_grad / 2, weight_grad / 2)
     layers = [Layer(f"sleeper.{index}", build, ("hidden",), ("hidden",)) for index in range(2 * ranks)]
     layers.append(Layer("loss", FreeLoss, ("hidden", "labels"), ("loss",)))
     hidden, labels = _ready_made((1, activation_bytes // 4)), torch.zeros(1, 1)
-    return Workload(Model(tuple(layers)), Same(hidden, labels, 1), 2 * ranks)
+    return Workload(Model(tuple(layers)), Same({"hidden": hidden}, labels, 1), 2 * ranks)
 
 
 class Same:
@@ -60,13 +73,21 @@ class Same:
 
     baseline_loss = 0.0
 
-    def __init__(self, hidden: Tensor, labels: Tensor, targets: int) -> None:
-        self._minibatch = Minibatch({"hidden": hidden}, {"labels": labels}, (targets,))
-        self.signature = Signature({"hidden": _spec(hidden)}, {"labels": _spec(labels)})
+    def __init__(self, inputs: dict[str, Tensor], labels: Tensor, targets: int) -> None:
+        self._minibatch = Minibatch(inputs, {"labels": labels}, (targets,))
+        self.signature = Signature({name: _spec(value) for name, value in inputs.items()}, {"labels": _spec(labels)})
+        self._wholes: dict[int, tuple[Tensor, Tensor]] = {}
 
     def minibatch(self, number: int) -> Minibatch:
         """It, whatever the number."""
         return self._minibatch
+
+    def whole(self, minibatches: int) -> tuple[Tensor, Tensor]:
+        """The first input and the labels of so many minibatches, each in one tensor; made once."""
+        if minibatches not in self._wholes:
+            first, labels = next(iter(self._minibatch.inputs.values())), self._minibatch.targets["labels"]
+            self._wholes[minibatches] = (torch.cat([first] * minibatches), torch.cat([labels] * minibatches))
+        return self._wholes[minibatches]
 
 
 def _spec(tensor: Tensor) -> TensorSpec:

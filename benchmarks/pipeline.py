@@ -40,7 +40,9 @@ class Case:
     deadline: float
 
 
-def bsp(ranks: int, minibatches: int, schedules: Sequence[str] = ("gpipe", "1f1b", "interleaved", "zb-h1")) -> list[Entry]:
+def bsp(
+    ranks: int, minibatches: int, schedules: Sequence[str] = ("gpipe", "1f1b", "interleaved", "zb-h1")
+) -> list[Entry]:
     """vpipe's schedules, with their peers and the limit; each run is one step."""
     ours = [Entry("vpipe", "bsp", schedule, minibatches, minibatches) for schedule in schedules]
     if "1f1b" in schedules and ranks > 2:
@@ -98,7 +100,7 @@ def _sleeping(ranks: int, activation_bytes: int, entries: tuple[Entry, ...], rep
 def measure(case: Case) -> Iterator[dict[str, Any]]:
     """One record for each contestant. Raises RankFailure."""
     workload = case.workload()
-    entries = [entry for entry in case.entries if _is_offered(entry, workload, case)]
+    entries = [entry for entry in case.entries if is_offered(entry, workload, case.ranks)]
 
     def main(rank: int) -> list[list[Span]]:
         return race([contestant(entry, workload, case.ranks, rank) for entry in entries], case.repeats)
@@ -120,7 +122,9 @@ def race(runs: Sequence[Callable[[], None]], repeats: int) -> list[list[Span]]:
     return [each[1:] for each in spans]
 
 
-def records(case: Case, entries: Sequence[Entry], by_rank: Sequence[Sequence[Sequence[Span]]]) -> Iterator[dict[str, Any]]:
+def records(
+    case: Case, entries: Sequence[Entry], by_rank: Sequence[Sequence[Sequence[Span]]]
+) -> Iterator[dict[str, Any]]:
     """What the spans of all ranks say: efficiency against the limit, and time beside torch's, each repeat by itself."""
     seconds = {entry: _seconds(entry, [spans[i] for spans in by_rank]) for i, entry in enumerate(entries)}
     cpu = {entry: _cpu(entry, [spans[i] for spans in by_rank]) for i, entry in enumerate(entries)}
@@ -165,14 +169,14 @@ def _cpu(entry: Entry, by_rank: Sequence[Sequence[Span]]) -> list[float]:
     return [mean(used for _, _, used in spans) / entry.minibatches for spans in zip(*by_rank, strict=True)]
 
 
-def _is_offered(entry: Entry, workload: Workload, case: Case) -> bool:
-    if entry.runtime != "vpipe":
-        return True
-    try:
-        entry.job(workload, case.ranks)
-    except (ValidationError, VpipeError) as error:
-        note(f"{case.name}: {entry.sync_mode} {entry.schedule} left out: {str(error).splitlines()[-1]}")
-        return False
+def is_offered(entry: Entry, workload: Workload, ranks: int) -> bool:
+    """Whether vpipe takes the job of ``entry``; says so where it does not."""
+    if entry.runtime == "vpipe":
+        try:
+            entry.job(workload, ranks)
+        except (ValidationError, VpipeError) as error:
+            note(f"left out: {entry.sync_mode} {entry.schedule} on {ranks} ranks: {error}")
+            return False
     return True
 
 
@@ -189,9 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     failed = False
-    for case in cases(chosen.quick):
-        if chosen.only not in case.name:
-            continue
+    for case in (case for case in cases(chosen.quick) if chosen.only in case.name):
         try:
             for record in measure(case):
                 print(json.dumps(record), flush=True)

@@ -120,7 +120,7 @@ def _stage_of(name: str, whole: Whole, plan: Plan) -> int:
 def bsp(spec: ClusterSpec, model: Model, source: Source, plan: Plan) -> Weights:
     """Weights after ``spec.run.steps`` steps of gradient accumulation; ``plan`` matters for the order of sums only."""
     whole = Whole(model, source, spec.run.seed, spec.precision)
-    optim = optimizer.build(spec.optimizer, whole.owned())
+    optim = optimizer.build(spec.optimizer, whole.owned(), optimizer.outer(whole.flow))
     per_step = spec.pipeline.minibatches_per_step
     for step in range(spec.run.steps):
         whole.set({name: parameter.detach().clone() for name, parameter in whole.owned().items()})
@@ -146,9 +146,16 @@ class StageReplay:
         self.per_update = spec.pipeline.minibatches_per_step or self.replicas
         names = [name for name in whole.owned() if _stage_of(name, whole, plan) == stage]
         self.newest = {name: nn.Parameter(whole.parameters[name].detach().clone()) for name in names}
-        self.optim = optimizer.build(spec.optimizer, self.newest)
+        self.optim = optimizer.build(spec.optimizer, self.newest, optimizer.outer(whole.flow))
+        self.replica_ratio = self.replicas / plan.replicas[0]
         self.history = [_copy(self.newest)]
         self.waiting: list[Weights] = []
+
+    @property
+    def delay(self) -> int:
+        """Updates that come between a forward's weights and its own update, in the steady state."""
+        last = self.spec.run.steps * (self.spec.pipeline.minibatches_per_step or 1)
+        return max(number // self.per_update - self.version(number) for number in range(last))
 
     def version(self, number: int) -> int:
         """Updates in the weights that the schedule gives to ``number`` here."""
@@ -182,7 +189,8 @@ class StageReplay:
         mean = {name: mean[name] for name in self.newest if name in mean}
         self.waiting = []
         _clip(mean, self.spec.optimizer.clip_grad_norm)
-        rate = optimizer.learning_rate(self.spec.optimizer, number // (per_step or 1), self.spec.run.steps)
+        step, steps = number // (per_step or 1), self.spec.run.steps
+        rate = optimizer.learning_rate(self.spec.optimizer, step, steps, self.replica_ratio, self.delay)
         _step(self.optim, self.newest, mean, rate)
         self.history.append(_copy(self.newest))
 

@@ -67,7 +67,7 @@ VALUES = {
     ),
     "wrong choice": (
         M + "optimizer: {name: adaw}",
-        [":2:19: optimizer.name: must be adamw, adam, nadam or sgd, not 'adaw'; did you mean adamw?"],
+        [":2:19: optimizer.name: must be adamw, adam, nadam, lamb, muon or sgd, not 'adaw'; did you mean adamw?"],
     ),
     "one beta": (
         M + "optimizer: {betas: [0.9]}",

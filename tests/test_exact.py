@@ -12,6 +12,7 @@ from tests import harness, reference, toy
 from worker import data, models
 from worker.data.base import Source
 from worker.models.base import Model
+from worker.precision import LossScaler
 from worker.spec.cluster import BertSpec, ClusterSpec, DataSpec, OptimizerSpec, PipelineSpec, RunSpec
 from worker.spec.job import Job
 from worker.stash import WeightStash
@@ -84,6 +85,35 @@ def test_bf16_is_exact(sync_mode: str, order: str, tmp_path: Path) -> None:
     assert_exact(harness.job_of(whole, [2, 3, 1], 0.5), tmp_path)
 
 
+@pytest.mark.parametrize("order", ["1f1b", "zb-h1"])
+def test_fp16_is_the_same_on_any_number_of_stages(order: str, tmp_path: Path) -> None:
+    weights = []
+    for partition in ([6], [2, 3, 1]):
+        folder = tmp_path / str(len(partition))
+        folder.mkdir()
+        whole = spec("bsp", order).model_copy(update={"precision": "fp16"})
+        weights.append(harness.train(harness.job_of(whole, partition, 0.5), MODEL, DATA, folder))
+    assert_equal(*weights)
+
+
+@pytest.mark.parametrize("sync_mode", ["asp", "bsp"])
+def test_fp16_leaves_an_update_out_when_a_gradient_overflows(sync_mode: str, tmp_path: Path) -> None:
+    """A factor that overflows in every step but the last few must leave the weights where they began."""
+    weights = {}
+    for exponent in (10, 60):
+        folder = tmp_path / str(exponent)
+        folder.mkdir()
+
+        def begin(exponent: int = exponent) -> None:
+            LossScaler.__init__ = lambda self: self.__dict__.update(factor=2.0**exponent, _good=0)  # type: ignore
+
+        whole = spec(sync_mode, steps=4).model_copy(update={"precision": "fp16"})
+        weights[exponent] = harness.train(harness.job_of(whole, [3, 3]), MODEL, DATA, folder, begin)
+    start = reference.Whole(MODEL, DATA, 3, "fp32").owned()
+    assert all(torch.equal(weights[60][name], start[name]) for name in start)
+    assert not any(torch.equal(weights[10][name], start[name]) for name in start)
+
+
 @pytest.mark.parametrize("in_flight", [1, 2, 6])
 @pytest.mark.parametrize("sync_mode", ["asp", "bsp"])
 def test_any_depth_is_exact(sync_mode: str, in_flight: int, tmp_path: Path) -> None:
@@ -101,10 +131,10 @@ def test_replicas_are_exact(sync_mode: str, replicas: list[int], tmp_path: Path)
     assert_exact(job, tmp_path, toy.model(tied=tied))
 
 
-@pytest.mark.parametrize("name", ["adam", "nadam", "sgd"])
+@pytest.mark.parametrize("name", ["adam", "nadam", "lamb", "muon", "sgd"])
 @pytest.mark.parametrize("sync_mode", ["asp", "bsp"])
 def test_every_optimizer_is_exact(sync_mode: str, name: str, tmp_path: Path) -> None:
-    momentum = {"momentum": 0.9} if name == "sgd" else {}
+    momentum = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
     job = harness.job_of(spec(sync_mode, name=name, clip_grad_norm=None, schedule="cosine", **momentum), [3, 3])
     assert_exact(job, tmp_path)
 

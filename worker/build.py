@@ -9,19 +9,19 @@ from functools import partial
 import torch
 from torch import nn
 
-from worker import models, schedule
+from worker import models, optimizer, schedule
 from worker.communication import Communicator
 from worker.data.base import Signature, TensorSpec
 from worker.executor import Executor, UpdateRule
-from worker.flow import Flow, trace
+from worker.flow import Cut, Flow, trace
 from worker.metrics import StepClock, Stopwatch
 from worker.models.base import Model
-from worker.precision import DTYPES
+from worker.precision import DTYPES, LOSS_SCALE, LossScaler
 from worker.replicas import ReplicaGroup
 from worker.runtime import LOSS_WEIGHTS, LOSSES, Feed, StageRuntime
 from worker.schedule import Action
-from worker.schedule.job import minibatches_per_step, rank_actions, stage_versions
-from worker.spec.job import Job, Plan
+from worker.schedule.job import delay, minibatches_per_step, rank_actions, stage_versions
+from worker.spec.job import Job
 from worker.spec.records import StepMetrics
 from worker.stage import Stage
 from worker.stash import WeightStash
@@ -42,7 +42,7 @@ class Builder:
         self.flow = trace(model, signature, DTYPES[job.spec.precision])
         self.device = device
         stages = job.plan.stages_of(rank)
-        self.topologies = [_topology(job.plan, self.flow, signature, len(model.losses), s, rank) for s in stages]
+        self.topologies = [_topology(job, self.flow, signature, len(model.losses), s, rank) for s in stages]
 
     def digest(self) -> str:
         """SHA-256 over job, code, and the shapes of everything that travels: what all ranks must agree on."""
@@ -68,16 +68,24 @@ class Builder:
             spec.pipeline.sync_mode == "bsp",
             self.flow.parameters,
             self.rank == ranks[0],
+            len(ranks) / len(self.job.plan.ranks_of(0)),
+            delay(spec, self.job.plan, self.topologies[0].stage) if spec.optimizer.pipemare else 0,
         )
+        scaler = LossScaler() if spec.precision == "fp16" else None
         return Executor(
-            {topology.stage: self._runtime(topology, communicator, feed) for topology in self.topologies},
+            {topology.stage: self._runtime(topology, communicator, feed, scaler) for topology in self.topologies},
             communicator,
             rule,
             StepClock(waiting, spec.data.minibatch_size, self.device, report),
+            scaler,
         )
 
     def _runtime(
-        self, topology: Topology, communicator: Communicator, feed: Callable[[int], Feed] | None
+        self,
+        topology: Topology,
+        communicator: Communicator,
+        feed: Callable[[int], Feed] | None,
+        scaler: LossScaler | None,
     ) -> StageRuntime:
         stage, ranks = self._stage(topology), self.job.plan.ranks_of(topology.stage)
         group = None
@@ -87,7 +95,8 @@ class Builder:
             losses = {LOSSES: TensorSpec((len(self.model.losses) if topology.is_last else 0,), torch.float32)}
             group = ReplicaGroup(communicator, ranks, self.rank, specs | losses, self.device)
         versions_of = partial(stage_versions, self.job.spec, self.job.plan)
-        return StageRuntime(topology, stage, communicator, self.job.spec.optimizer, feed, group, versions_of)
+        rule = optimizer.build(self.job.spec.optimizer, stage.stash.parameters, optimizer.outer(self.flow))
+        return StageRuntime(topology, stage, communicator, rule, feed, scaler, group, versions_of)
 
     def _stage(self, topology: Topology) -> Stage:
         entry = schedule.SCHEDULES[self.job.spec.pipeline.schedule]
@@ -115,7 +124,8 @@ class Builder:
         return module.train()
 
 
-def _topology(plan: Plan, flow: Flow, signature: Signature, terms: int, stage: int, rank: int) -> Topology:
+def _topology(job: Job, flow: Flow, signature: Signature, terms: int, stage: int, rank: int) -> Topology:
+    plan = job.plan
     starts = [plan.layers_of(index).start for index in range(plan.stages)]
 
     def stage_of(parameter: str) -> int:
@@ -126,7 +136,13 @@ def _topology(plan: Plan, flow: Flow, signature: Signature, terms: int, stage: i
         plan=plan,
         stage=stage,
         rank=rank,
-        cuts=tuple(flow.cuts[start] for start in starts),
+        cuts=tuple(
+            _with_scale(flow.cuts[start]) if job.spec.precision == "fp16" else flow.cuts[start] for start in starts
+        ),
         targets={**signature.targets, LOSS_WEIGHTS: TensorSpec((terms,), torch.float32)},
         ties=tuple(tie for tie in ties if tie.borrower_stage != tie.owner_stage),
     )
+
+
+def _with_scale(cut: Cut) -> Cut:
+    return Cut({**cut.specs, LOSS_SCALE: TensorSpec((1,), torch.float32)}, cut.differentiable)

@@ -17,6 +17,7 @@ from torch import Tensor
 from worker import optimizer as optim
 from worker.communication import Communicator, Expected, Inbox
 from worker.metrics import StepClock, Update
+from worker.precision import LossScaler
 from worker.runtime import StageRuntime, UpdateOf
 from worker.schedule import Action, Kind
 from worker.spec.cluster import OptimizerSpec
@@ -28,7 +29,8 @@ class UpdateRule:
 
     ``replicas`` are those of the rank's stages; ``is_flush`` says whether all stages update together (BSP).
     ``all_parameters`` names the parameters of the whole model in order; ``speaks`` says whether this rank is the one of
-    its replicas that counts in sums over all ranks.
+    its replicas that counts in sums over all ranks. ``replica_ratio`` is ``replicas`` over those of the first stage;
+    ``delay`` is the stage's, in updates, where the learning rate asks for it.
     """
 
     spec: OptimizerSpec
@@ -38,6 +40,8 @@ class UpdateRule:
     is_flush: bool
     all_parameters: tuple[str, ...]
     speaks: bool
+    replica_ratio: float
+    delay: int
 
     def step_of(self, minibatch: int) -> int:
         """The step, from 0, that ``minibatch`` belongs to; under ASP every minibatch is a step."""
@@ -53,12 +57,18 @@ class UpdateRule:
 
 
 class Executor:
-    """One rank: its stages by number, and what they share."""
+    """One rank: its stages by number, and what they share; under fp16 also the loss scale."""
 
     def __init__(
-        self, stages: Mapping[int, StageRuntime], communicator: Communicator, rule: UpdateRule, clock: StepClock
+        self,
+        stages: Mapping[int, StageRuntime],
+        communicator: Communicator,
+        rule: UpdateRule,
+        clock: StepClock,
+        scaler: LossScaler | None,
     ) -> None:
         self.stages = stages
+        self._scaler = scaler
         self._communicator = communicator
         self._rule = rule
         self._clock = clock
@@ -112,11 +122,25 @@ class Executor:
         runtimes = [self.stages[action.stage] for action in joint]
         gathered = [runtime.gather_gradients(received) for runtime in runtimes]
         gradients = {name: gradient for each in gathered for name, gradient in each.items()}
-        norm = self._clip(gradients)
+        is_finite = self._scaler is None or self._all_finite(gradients, self._scaler)
+        norm = self._clip(gradients) if is_finite else None
         step = self._rule.step_of(joint[0].minibatch)
-        rate = optim.learning_rate(self._rule.spec, step, self._rule.steps)
-        losses = [loss for runtime, own in zip(runtimes, gathered, strict=True) for loss in runtime.apply(own, rate)]
+        rate = optim.learning_rate(self._rule.spec, step, self._rule.steps, self._rule.replica_ratio, self._rule.delay)
+        losses = [
+            loss
+            for runtime, own in zip(runtimes, gathered, strict=True)
+            for loss in runtime.apply(own, rate, is_finite)
+        ]
         return Update(step + 1, self._rule.update_of(joint[0]).minibatches, losses, rate, norm)
+
+    def _all_finite(self, gradients: Mapping[str, Tensor], scaler: LossScaler) -> bool:
+        """Whether no gradient overflowed: anywhere under BSP, where all stages must agree; on this rank under ASP."""
+        bad = sum(not bool(torch.isfinite(gradient).all()) for gradient in gradients.values())
+        if self._rule.is_flush:
+            flag = torch.tensor([float(bad)], dtype=torch.float64)
+            bad = int(self._communicator.sum_over_ranks(flag, "whether gradients overflowed"))
+        scaler.seen(not bad)
+        return not bad
 
     def _clip(self, gradients: Mapping[str, Tensor]) -> float | None:
         """Clip in place as the rule says; the norm before it, None where there is no limit."""

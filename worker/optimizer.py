@@ -1,48 +1,114 @@
-"""Update rules, their learning rate over time, and clipping by norm."""
+"""Which update rule a stage has, and its learning rate over time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
+from worker.flow import Flow
 from worker.spec.cluster import OptimizerSpec
+from worker.update_rules import Group, Lamb, Muon
+
+MUON_MOMENTUM = 0.95
 
 
-def build(spec: OptimizerSpec, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer | None:
+def outer(flow: Flow) -> frozenset[str]:
+    """Full names of the parameters that are not of hidden layers: embeddings, and the last layer that has any."""
+    embeddings = {
+        f"{path}.weight"
+        for layer, module in zip(flow.names, flow.modules, strict=True)
+        for path, part in module.named_modules(prefix=layer)
+        if isinstance(part, nn.Embedding)
+    }
+    last = max(flow.holders.values(), default=None)
+    return frozenset(embeddings | {name for name, layer in flow.holders.items() if layer == last})
+
+
+def build(spec: OptimizerSpec, parameters: Mapping[str, nn.Parameter], outer: Collection[str] = ()) -> Optimizer | None:
     """The optimizer of one stage, None for one without parameters.
 
+    Every rule updates a parameter by that parameter and its own gradients alone, so the partition changes nothing.
     Weight decay spares vectors: biases and the parameters of norms.
+
+    Args:
+        outer: names of matrices that Muon leaves to AdamW.
     """
-    matrices = [parameter for parameter in parameters.values() if parameter.dim() > 1]
-    vectors = [parameter for parameter in parameters.values() if parameter.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    if spec.name == "muon":
+        return _muon(spec, parameters, outer)
+    groups = _groups(spec, parameters.values())
     if not groups:
         return None
     if spec.name == "sgd":
-        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, fused=True)
+        momentum = spec.momentum or 0.0
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=momentum, nesterov=spec.nesterov, fused=True)
     if spec.name == "nadam":
         return torch.optim.NAdam(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, decoupled_weight_decay=True)
+    if spec.name == "lamb":
+        return Lamb(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
     rule = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
     return rule(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True)
 
 
-def learning_rate(spec: OptimizerSpec, update: int, updates: int) -> float:
-    """The rate of update number ``update`` (from 0) of ``updates``: linear warmup, then the chosen course down to 0."""
-    if update < spec.warmup_steps:
-        return spec.lr * (update + 1) / spec.warmup_steps
-    left = (updates - update) / max(1, updates - spec.warmup_steps)
-    if spec.schedule == "linear":
-        return spec.lr * left
-    if spec.schedule == "cosine":
-        return spec.lr * 0.5 * (1 - math.cos(math.pi * left))
-    return spec.lr
+def learning_rate(spec: OptimizerSpec, update: int, updates: int, replica_ratio: float = 1.0, delay: int = 0) -> float:
+    """The rate of update number ``update`` (from 0) of ``updates``: linear warmup, then the chosen course.
+
+    Args:
+        replica_ratio: the stage's replicas over those of the first stage; counts where the rate is scaled by it.
+        delay: of the stage, in updates; counts where the rate is PipeMare's (Yang et al. 2021, T1): it is divided by
+            the delay, the less so the more updates are done.
+    """
+    rate = spec.lr * _course(spec, update, updates)
+    if spec.scale_lr_by_replicas:
+        rate *= replica_ratio
+    if spec.pipemare is not None:
+        rate /= max(1, delay) ** max(0.0, 1 - update / spec.pipemare)
+    return rate
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """Use ``rate`` from the next step on."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def _course(spec: OptimizerSpec, update: int, updates: int) -> float:
+    """The share of the highest rate that an update has: 0 to 1, also behind the end of the run."""
+    if update < spec.warmup_steps:
+        return (update + 1) / spec.warmup_steps
+    done, whole = update - spec.warmup_steps, max(1, updates - spec.warmup_steps)
+    left = max(0.0, (whole - done) / whole)
+    if spec.schedule == "step":
+        return float(spec.decay ** (done // (spec.decay_every or whole)))
+    if spec.schedule == "linear":
+        return left
+    if spec.schedule == "polynomial":
+        return float(left**spec.power)
+    if spec.schedule == "cosine":
+        return 0.5 * (1 - math.cos(math.pi * left))
+    if spec.schedule == "exponential":
+        return float(spec.decay ** (done / (spec.decay_every or whole)))
+    if spec.schedule == "inverse_sqrt":
+        peak = max(1, spec.warmup_steps)
+        return math.sqrt(peak / (peak + done))
+    return 1.0
+
+
+def _groups(spec: OptimizerSpec, parameters: Iterable[nn.Parameter]) -> list[Group]:
+    """Matrices with weight decay and vectors without, where there are any."""
+    every = list(parameters)
+    matrices = {"params": [p for p in every if p.dim() > 1], "weight_decay": spec.weight_decay}
+    vectors = {"params": [p for p in every if p.dim() <= 1], "weight_decay": 0.0}
+    return [group for group in (matrices, vectors) if group["params"]]
+
+
+def _muon(spec: OptimizerSpec, parameters: Mapping[str, nn.Parameter], outer: Collection[str]) -> Optimizer | None:
+    hidden = {name: p for name, p in parameters.items() if p.dim() == 2 and name not in outer}
+    others = [p for name, p in parameters.items() if name not in hidden]
+    if not parameters:
+        return None
+    momentum = MUON_MOMENTUM if spec.momentum is None else spec.momentum
+    return Muon(_groups(spec, hidden.values()), _groups(spec, others), spec.lr, momentum, spec.betas, spec.eps)

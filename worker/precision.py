@@ -11,6 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+LOSS_SCALE = "loss scale"
+"""Under fp16 this float32 tensor of shape (1,) crosses every cut with a minibatch: the factor of its gradients."""
+
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtype between layers by ``precision``; None: as the layers give it."""
 
@@ -23,3 +26,26 @@ def arithmetic(dtype: torch.dtype | None, device: torch.device) -> AbstractConte
 def rounded(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     """A layer's output as it travels on."""
     return value if dtype is None or not value.is_floating_point() else value.to(dtype)
+
+
+class LossScaler:
+    """The factor that keeps fp16 gradients from vanishing (dynamic loss scaling, Micikevicius et al. 2018).
+
+    The first stage keeps it, for an overflow anywhere behind it reaches its gradients, and sends it along with each
+    minibatch. It is a power of two, so that multiplying and dividing by it rounds nothing.
+    """
+
+    GROWTH_INTERVAL = 2000
+    """Updates without an overflow after which the factor doubles."""
+
+    def __init__(self) -> None:
+        self.factor = 2.0**16
+        self._good = 0
+
+    def seen(self, is_finite: bool) -> None:
+        """Take in how an update went."""
+        self._good = self._good + 1 if is_finite else 0
+        if not is_finite:
+            self.factor = max(1.0, self.factor / 2)
+        elif self._good % self.GROWTH_INTERVAL == 0:
+            self.factor *= 2

@@ -18,9 +18,9 @@ from worker import optimizer as optim
 from worker import topology as topo
 from worker.communication import Communicator, Expected
 from worker.errors import NonFiniteLoss
+from worker.precision import LOSS_SCALE, LossScaler
 from worker.replicas import ReplicaGroup
 from worker.schedule import Action, Kind
-from worker.spec.cluster import OptimizerSpec
 from worker.stage import Graph, Stage
 from worker.topology import Tie, Topology
 
@@ -56,7 +56,9 @@ class StageRuntime:
     """One stage of the pipeline, as the rank that holds it runs it.
 
     Args:
+        optimizer: of the stage's own parameters; None where it has none.
         feed: gives the minibatches by number; None on all stages but the first.
+        scaler: keeps the factor of gradients under fp16, else None.
         replicas: None where the stage has one rank only.
         versions: for a stage, minibatch and weight version of all its forwards, as ``schedule.job.stage_versions``.
     """
@@ -66,19 +68,21 @@ class StageRuntime:
         topology: Topology,
         stage: Stage,
         communicator: Communicator,
-        spec: OptimizerSpec,
+        optimizer: torch.optim.Optimizer | None,
         feed: Callable[[int], Feed] | None,
+        scaler: LossScaler | None,
         replicas: ReplicaGroup | None,
         versions: Callable[[int], Iterable[tuple[int, int]]],
     ) -> None:
         self.topology = topology
         self.stage = stage
         self.stash = stage.stash
-        self.optimizer = optim.build(spec, self.stash.parameters)
+        self.optimizer = optimizer
         self.updates = 0
         """Updates done so far."""
         self._communicator = communicator
         self._feed = feed
+        self._scaler = scaler
         self._replicas = replicas
         self._first_uses = {tie.borrower: _FirstUses(topology, tie, versions) for tie in topology.borrowed}
         self._loans = {tie.borrower: _FirstUses(topology, tie, versions) for tie in topology.lent}
@@ -114,8 +118,10 @@ class StageRuntime:
         outgoing, stage = self.topology.outgoing, self.topology.stage
         names = sorted(outgoing.differentiable) if outgoing else []
         gradients = {name: received[topo.gradient(name, stage)] for name in names}
-        weights = self._loss_weights.pop(minibatch, None)
-        for name, tensor in self.stage.backward(self._graphs[minibatch], gradients, weights).items():
+        graph, weights = self._graphs[minibatch], self._loss_weights.pop(minibatch, None)
+        if weights is not None:
+            weights = weights * graph.factor
+        for name, tensor in self.stage.backward(graph, gradients, weights).items():
             self._send(tensor, stage - 1, topo.gradient(name, stage - 1), minibatch)
 
     def weight_gradient(self, action: Action, received: Mapping[str, Tensor]) -> None:
@@ -159,16 +165,19 @@ class StageRuntime:
                 gradients[owner] = gradients[owner].add_(share) if owner in gradients else share
         return gradients
 
-    def apply(self, gradients: Mapping[str, Tensor], rate: float) -> list[float]:
-        """U, last: update the parameters. Returns the mean loss by term since the last update, on the last stage."""
-        if self.optimizer is not None:
+    def apply(self, gradients: Mapping[str, Tensor], rate: float, is_finite: bool = True) -> list[float]:
+        """U, last: update the parameters, unless a gradient overflowed.
+
+        Returns the mean loss by term since the last update, on the last stage.
+        """
+        if self.optimizer is not None and is_finite:
             self.stash.before_update()
             for name, parameter in self.stash.parameters.items():
                 parameter.grad = gradients.get(name)
             optim.set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        self.stash.after_update()
+        self.stash.after_update(changed=is_finite)
         self.updates += 1
         losses, self._losses = self._losses, []
         return losses
@@ -184,6 +193,9 @@ class StageRuntime:
             for name, tensor in feed.targets.items():
                 if not topology.is_last:
                     self._send(tensor, topology.stages - 1, topo.target(name), minibatch)
+            if self._scaler is not None:
+                factor = torch.tensor([self._scaler.factor], device=self.stage.device)
+                return {**feed.inputs, LOSS_SCALE: factor}, feed.targets
             return feed.inputs, feed.targets
         inputs = {name: received[topo.activation(name, topology.stage)] for name in topology.incoming.specs}
         targets = {name: received[topo.target(name)] for name in topology.targets} if topology.is_last else {}

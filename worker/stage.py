@@ -16,7 +16,7 @@ from worker import deferred
 from worker.deferred import Deferred, Later
 from worker.flow import Cut
 from worker.models.base import Layer
-from worker.precision import arithmetic, rounded
+from worker.precision import LOSS_SCALE, arithmetic, rounded
 from worker.rng import seed_layer
 from worker.stash import Version, WeightStash
 
@@ -31,6 +31,11 @@ class Graph:
     later: Later
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
     loss: Tensor | None = None
+
+    @property
+    def factor(self) -> float:
+        """What the gradients of this minibatch are multiplied by."""
+        return float(self.inputs[LOSS_SCALE]) if LOSS_SCALE in self.inputs else 1.0
 
 
 def recomputed_layers(layers: int, ratio: float) -> int:
@@ -76,7 +81,7 @@ class Stage:
         self._split = split_backward
         self._dtype = dtype
         self._seed = seed
-        self._device = device
+        self.device = device
 
     def forward(
         self, minibatch: int, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], version: int | None = None
@@ -114,7 +119,7 @@ class Stage:
         if roots:
             tensors, seeds = zip(*roots, strict=True)
             torch.autograd.backward(tensors, seeds)
-        self.stash.collect(graph.version)
+        self.stash.collect(graph.version, graph.factor)
         differentiable = {name: graph.inputs[name] for name in graph.inputs if name in self.incoming.differentiable}
         return {
             name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in differentiable.items()
@@ -123,7 +128,7 @@ class Stage:
     def finish(self, graph: Graph) -> None:
         """Compute the gradients that the backward left for later, and let go of the graph's weights."""
         deferred.run(graph.later)
-        self.stash.collect(graph.version)
+        self.stash.collect(graph.version, graph.factor)
         self.stash.release(graph.version)
 
     def _layer(self, position: int, graph: Graph) -> Callable[..., Tensor | tuple[Tensor, ...]]:
@@ -137,8 +142,8 @@ class Stage:
     ) -> Tensor | tuple[Tensor, ...]:
         """One layer with the weights of ``version`` and the random numbers of ``minibatch``, now or again later."""
         self.stash.install(version)
-        seed_layer(self._seed, minibatch, self.first_layer + position, self._device)
-        with arithmetic(self._dtype, self._device), Deferred(later) if self._split else nullcontext():
+        seed_layer(self._seed, minibatch, self.first_layer + position, self.device)
+        with arithmetic(self._dtype, self.device), Deferred(later) if self._split else nullcontext():
             result: Tensor | tuple[Tensor, ...] = self.modules[position](*args)
         if self.outgoing is None and position == len(self.layers) - 1:
             return result  # the loss stays float32

@@ -103,11 +103,13 @@ class WeightStash:
             module._parameters[key] = leaf  # type: ignore[assignment]  # a leaf is a Parameter in all but type
         self._installed = version.leaves
 
-    def collect(self, version: Version) -> None:
-        """Add the gradients that a backward left on ``version``'s leaves, in the order of the calls."""
+    def collect(self, version: Version, factor: float = 1.0) -> None:
+        """Add the gradients, over ``factor``, that a backward left on the leaves of ``version``, in order of calls."""
         for name, leaf in version.leaves.items():
             if leaf.grad is None:
                 continue
+            if factor != 1.0:
+                leaf.grad.div_(factor)
             if name in self.gradients:
                 self.gradients[name].add_(leaf.grad)
             else:
@@ -126,11 +128,12 @@ class WeightStash:
             for parameter in self.parameters.values():
                 parameter.data = parameter.data.clone()
 
-    def after_update(self) -> None:
-        """Begin the next version."""
+    def after_update(self, changed: bool = True) -> None:
+        """Begin the next version; the same weights under another number where the update was left out."""
         self.gradients.clear()
         number = self.current.number + 1
-        self._versions.append(self._fresh(number) if self._is_in_use() else replace(self.current, number=number))
+        moved = changed and self._is_in_use()
+        self._versions.append(self._fresh(number) if moved else replace(self.current, number=number))
 
     def _is_in_use(self) -> bool:
         """Whether an update must leave the current version's storage alone."""

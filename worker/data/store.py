@@ -52,6 +52,8 @@ class TokenisedCorpus:
 def open_tokenised(corpus: Corpus, vocab_size: int, cache: Path) -> TokenisedCorpus:
     """The tokenised corpus from the cache, prepared there first if need be. Prints its progress.
 
+    Preparing holds the whole text in memory; reading what was prepared holds nothing.
+
     Raises:
         DataError: the text cannot be read, or nothing can be written to ``cache``.
     """
@@ -68,7 +70,7 @@ def open_tokenised(corpus: Corpus, vocab_size: int, cache: Path) -> TokenisedCor
         return _prepare(corpus, digest, vocab_size, folder)
     except OSError as error:
         raise DataError(
-            f"cannot keep the tokenised corpus below {cache}: {error.strerror}",
+            f"cannot keep the tokenised corpus below {cache}: {error.strerror or error}",
             "make room or give write permission there, or set VPIPE_HOME to another folder",
         ) from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import chain, cycle
+from itertools import chain, cycle, islice
 
 from worker.schedule.action import Action, Kind
 from worker.schedule.check import validate
@@ -42,6 +42,14 @@ def stage_versions(spec: ClusterSpec, plan: Plan, stage: int) -> Iterator[tuple[
         if forward is None:
             return
         yield forward
+
+
+def delay(spec: ClusterSpec, plan: Plan, stage: int) -> int:
+    """The most updates between the weights of a forward of ``stage`` and the update that its gradient goes into."""
+    covered = minibatches_per_step(spec) if spec.pipeline.minibatches_per_step else plan.replicas[stage]
+    depth = plan.ranks if spec.pipeline.in_flight == "auto" else max(plan.ranks, spec.pipeline.in_flight)
+    steady = islice(stage_versions(spec, plan, stage), 4 * depth * covered)
+    return max((minibatch // covered - version for minibatch, version in steady), default=0)
 
 
 def prove(spec: ClusterSpec, plan: Plan) -> None:

@@ -153,22 +153,66 @@ class PipelineSpec(Section):
                 yield Misfit(message, (key, "stages"))
 
 
+ADAPTIVE = ("adamw", "adam", "nadam", "lamb", "muon")
+BELONGS = {
+    "betas": ("name", ADAPTIVE),
+    "eps": ("name", ADAPTIVE),
+    "momentum": ("name", ("muon", "sgd")),
+    "nesterov": ("name", ("sgd",)),
+    "power": ("schedule", ("polynomial",)),
+    "decay": ("schedule", ("step", "exponential")),
+    "decay_every": ("schedule", ("step", "exponential")),
+}
+"""Keys of the optimizer that only some update rules or courses of the rate have."""
+
+
 class OptimizerSpec(Section):
     """The update rule, its learning rate over time, and clipping."""
 
-    name: Literal["adamw", "adam", "nadam", "sgd"] = Field("adamw", description="the update rule")
+    name: Literal["adamw", "adam", "nadam", "lamb", "muon", "sgd"] = Field(
+        "adamw", description="the update rule; muon is for hidden matrices and leaves all other parameters to adamw"
+    )
     lr: Positive = Field(1e-3, description="the highest learning rate")
-    betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="adam, adamw, nadam")
-    eps: Positive = Field(1e-8, description="adam, adamw, nadam")
-    momentum: Probability = Field(0.0, description="sgd")
+    betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="all but sgd")
+    eps: Positive = Field(1e-8, description="all but sgd")
+    momentum: Probability | None = Field(None, description="sgd: default 0; muon: default 0.95")
+    nesterov: bool = Field(False, description="sgd with momentum: look ahead along it")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(
         0.01, description="decay of weights; biases and norms excepted"
     )
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="course of the rate after warmup")
+    schedule: Literal["constant", "step", "linear", "polynomial", "cosine", "exponential", "inverse_sqrt"] = Field(
+        "constant",
+        description="course of the rate after warmup; linear, polynomial and cosine reach 0 at the end of the run",
+    )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="updates over which the rate rises from 0 to lr")
+    power: Positive = Field(2.0, description="polynomial: exponent of the share of the run that is left")
+    decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.1, description="step and exponential: factor by which the rate falls over decay_every updates"
+    )
+    decay_every: Count | None = Field(
+        None, description="step: updates between two falls; exponential: default all updates after warmup"
+    )
     clip_grad_norm: Positive | None = Field(
         None, description="limit of the gradient's norm: over all stages in bsp, per stage in asp"
     )
+    scale_lr_by_replicas: bool = Field(
+        False, description="asp: a stage's rate times its replicas, divided by those of the first stage"
+    )
+    pipemare: Count | None = Field(
+        None,
+        description="asp: steps until a stage has its full rate, which at first is divided by its delay in updates",
+    )
+
+    def misfits(self) -> Iterator[Misfit]:
+        """Each update rule and each course has its own keys."""
+        for key, (choice, users) in BELONGS.items():
+            chosen = getattr(self, choice)
+            if getattr(self, key) != type(self).model_fields[key].default and chosen not in users:
+                yield Misfit(f"belongs to {choice} {' or '.join(users)}, but {choice} is {chosen}", (key, choice))
+        if self.schedule == "step" and self.decay_every is None:
+            yield Misfit("is step, which needs `decay_every`: updates between two falls", ("schedule", "decay_every"))
+        if self.nesterov and self.name == "sgd" and not self.momentum:
+            yield Misfit("needs a `momentum` above 0 to look along", ("nesterov", "momentum"))
 
     @model_validator(mode="before")
     @classmethod
@@ -205,8 +249,8 @@ class ClusterSpec(Section):
     data: DataSpec = Field(default_factory=DataSpec, description="what to train it on")
     pipeline: PipelineSpec = Field(default_factory=PipelineSpec, description="how it is cut and scheduled")
     optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec, description="how it is updated")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="fp32, or bf16 in layers and between them with fp32 weights"
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="fp32, or 16 bits in layers and between them with fp32 weights; fp16 scales its gradients"
     )
     run: RunSpec = Field(default_factory=RunSpec, description="how long, which seed, which limits")
 
@@ -225,6 +269,10 @@ class ClusterSpec(Section):
                 f"is {replicas}: under asp the first and the last stage, which share the embedding, need equally many"
             )
             yield Misfit(message, ("pipeline.replicas", "pipeline.sync_mode"))
+        for key, default in (("scale_lr_by_replicas", False), ("pipemare", None)):
+            if self.pipeline.sync_mode == "bsp" and getattr(self.optimizer, key) != default:
+                message = "belongs to sync_mode asp; under bsp all stages update at once, over the same minibatches"
+                yield Misfit(message, (f"optimizer.{key}", "pipeline.sync_mode"))
 
 
 def _count(number: int, one: str, many: str = "") -> str:
