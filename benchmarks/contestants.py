@@ -77,11 +77,13 @@ class Entry:
     def job(self, workload: Workload, ranks: int) -> Job:
         """vpipe's job. Raises ValidationError or ScheduleError where vpipe does not offer it."""
         accumulates = self.sync_mode == "bsp" or self.per_update > 1
-        pipeline = PipelineSpec(
-            sync_mode=self.sync_mode,
-            schedule=self.schedule,
-            minibatches_per_step=self.per_update if accumulates else None,
-            in_flight=self.in_flight or "auto",
+        pipeline = PipelineSpec.model_validate(
+            {
+                "sync_mode": self.sync_mode,
+                "schedule": self.schedule,
+                "minibatches_per_step": self.per_update if accumulates else None,
+                "in_flight": self.in_flight or "auto",
+            }
         )
         run = RunSpec(steps=self.minibatches // self.per_update, seed=SEED, stall_timeout=60.0)
         spec = ClusterSpec(machines=["cpu"], pipeline=pipeline, optimizer=self.rule, run=run)
@@ -187,9 +189,9 @@ class Alone(Training):
             hidden = self.inputs.detach().requires_grad_(not self._is_first)
             output = self._part.body(hidden)
             if self._part.is_last:
-                (self._part.loss(output, self.labels) * self.weight).backward()
+                torch.autograd.backward(self._part.loss(output, self.labels) * self.weight)
             else:
-                output.backward(self._gradient)
+                torch.autograd.backward(output, self._gradient)
             if update:
                 self.update()
 
@@ -205,7 +207,7 @@ class OneProcess(Training):
         """Plain gradient accumulation."""
         torch.set_num_threads(self._threads)
         for update in self.updates_after():
-            (self._part.loss(self._part.body(self.inputs), self.labels) * self.weight).backward()
+            torch.autograd.backward(self._part.loss(self._part.body(self.inputs), self.labels) * self.weight)
             if update:
                 self.update()
         torch.set_num_threads(1)
@@ -227,7 +229,7 @@ class DataParallel(Training):
                 with nullcontext() if number == share - 1 else self._module.no_sync():
                     # DDP takes the mean over ranks; the weight makes it the mean over targets all the same.
                     loss = self._part.loss(self._module(self.inputs), self.labels)
-                    (loss * self.weight * self._ranks).backward()
+                    torch.autograd.backward(loss * self.weight * self._ranks)
             self.update()
 
 

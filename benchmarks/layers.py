@@ -60,7 +60,7 @@ def bert(layers: int, width: int, length: int, batch: int) -> Workload:
 def sleepers(
     ranks: int, activation_bytes: int, forward: float = 0.010, input_grad: float = 0.010, weight_grad: float = 0.010
 ) -> Workload:
-    """Emulated compute: each rank sleeps so many seconds per minibatch, in two layers, so that it may hold two stages."""
+    """Emulated compute: so many seconds of sleep per rank and minibatch, in two layers, so that a rank may hold two."""
     build = partial(Sleeper, forward / 2, input_grad / 2, weight_grad / 2)
     layers = [Layer(f"sleeper.{index}", build, ("hidden",), ("hidden",)) for index in range(2 * ranks)]
     layers.append(Layer("loss", FreeLoss, ("hidden", "labels"), ("loss",)))

@@ -7,7 +7,8 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import mean, median
 from typing import Any
 
@@ -40,24 +41,31 @@ class Case:
     deadline: float
 
 
-def bsp(
-    ranks: int, minibatches: int, schedules: Sequence[str] = ("gpipe", "1f1b", "interleaved", "zb-h1")
-) -> list[Entry]:
-    """vpipe's schedules, with their peers and the limit; each run is one step."""
-    ours = [Entry("vpipe", "bsp", schedule, minibatches, minibatches) for schedule in schedules]
-    if "1f1b" in schedules and ranks > 2:
-        ours.append(Entry("vpipe", "bsp", "1f1b", minibatches, minibatches, in_flight=2 * ranks - 1))
-    peers = list(dict.fromkeys(entry.peer for entry in ours))
-    theirs = [Entry("torch", "bsp", schedule, minibatches, minibatches) for schedule in peers]
-    return [Entry("limit", "bsp", "none", minibatches, minibatches), *theirs, *ours]
+SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb-h1")
+KB, MB = 2**10, 2**20
+
+
+def bsp(ranks: int, minibatches: int, schedules: Sequence[str] = SCHEDULES) -> list[Entry]:
+    """The limit, then vpipe's schedules, each behind its peer; a run is one step."""
+    entries = [Entry("limit", "bsp", "none", minibatches, minibatches)]
+    for schedule in schedules:
+        ours = Entry("vpipe", "bsp", schedule, minibatches, minibatches)
+        entries += [Entry("torch", "bsp", ours.peer, minibatches, minibatches), ours]
+        if schedule == "1f1b":
+            entries.append(replace(ours, in_flight=2 * ranks - 1))
+    return entries
 
 
 def asp(ranks: int, minibatches: int, limit: int) -> list[Entry]:
-    """vpipe without flush over a stream of minibatches; the limit is taken over ``limit`` of them."""
-    stream = [Entry("vpipe", "asp", "1f1b", minibatches, 1, in_flight=depth) for depth in (None, 2 * ranks - 1)]
+    """vpipe without a flush over a stream of minibatches; the limit is taken over ``limit`` of them."""
+    stream = Entry("vpipe", "asp", "1f1b", minibatches, 1)
+    return [Entry("limit", "asp", "none", limit, 1), stream, replace(stream, in_flight=2 * ranks - 1)]
+
+
+def two_versions(ranks: int, minibatches: int) -> Entry:
+    """2BW over about as many minibatches, which must fill whole updates."""
     per_update = 2 * ranks
-    two = [Entry("vpipe", "asp", "2bw", minibatches // per_update * per_update, per_update)]
-    return [Entry("limit", "asp", "none", limit, 1), *stream, *two]
+    return Entry("vpipe", "asp", "2bw", minibatches // per_update * per_update, per_update)
 
 
 def plain(minibatches: int) -> list[Entry]:
@@ -66,35 +74,40 @@ def plain(minibatches: int) -> list[Entry]:
 
 
 def cases(quick: bool) -> list[Case]:
-    """All cases, or those that together take under five minutes."""
-    KB, MB = 2**10, 2**20
-    size = 8 * 128 * 256 * 4
-    if quick:
-        real = (*bsp(2, 8), *plain(8), *asp(2, 24, 8))
-        small = tuple(bsp(4, 16))
-        large = (*bsp(8, 32, ("1f1b",)), *asp(8, 200, 16)[:3])
-        sleeping = [(4, 64 * KB, small), (4, 4 * MB, small), (8, MB, large)]
-        return [
-            Case("real p2", encoders, 2, size, real, 2, 120.0),
-            *(_sleeping(ranks, bytes, entries, 2, 90.0) for ranks, bytes, entries in sleeping),
-        ]
-    real = [(*bsp(2, minibatches), *plain(minibatches)) for minibatches in (8, 16, 32)]
+    """All cases, or a few of each kind that together take under five minutes on two idle cores."""
+    return _quick() if quick else _full()
+
+
+def _quick() -> list[Case]:
+    real = [*bsp(2, 8, SCHEDULES[1:]), *plain(8), *asp(2, 16, 8)]
+    wide = [*bsp(8, 32, ("1f1b",)), *asp(8, 200, 16)]
     return [
-        *(Case("real p2", encoders, 2, size, entries, 5, 900.0) for entries in real),
-        Case("real p2 stream", encoders, 2, size, (*asp(2, 200, 200), *bsp(2, 16, ("1f1b",))), 3, 1800.0),
+        _real("real p2", real, 2, 150.0),
+        _sleeping(4, 64 * KB, bsp(4, 16), 2, 60.0),
+        _sleeping(4, 4 * MB, bsp(4, 16), 2, 60.0),
+        _sleeping(8, MB, wide, 2, 120.0),
+    ]
+
+
+def _full() -> list[Case]:
+    stream = [*bsp(2, 16, ("1f1b",)), *asp(2, 200, 200), two_versions(2, 200)]
+    return [
+        *(_real("real p2", [*bsp(2, count), *plain(count)], 5, 900.0) for count in (8, 16, 32)),
+        _real("real p2 stream", stream, 3, 1800.0),
         *(
-            _sleeping(ranks, bytes, (*bsp(ranks, minibatches), *asp(ranks, 200, 32)), 5, 900.0)
-            for ranks, minibatches in ((4, 16), (4, 64), (8, 32))
-            for bytes in (64 * KB, MB, 4 * MB)
+            _sleeping(ranks, size, [*bsp(ranks, count), *asp(ranks, 200, 32), two_versions(ranks, 200)], 5, 900.0)
+            for ranks, count in ((4, 16), (4, 64), (8, 32))
+            for size in (64 * KB, MB, 4 * MB)
         ),
     ]
 
 
-def _sleeping(ranks: int, activation_bytes: int, entries: tuple[Entry, ...], repeats: int, deadline: float) -> Case:
-    def workload() -> Workload:
-        return sleepers(ranks, activation_bytes)
+def _real(name: str, entries: Sequence[Entry], repeats: int, deadline: float) -> Case:
+    return Case(name, encoders, 2, 8 * 128 * 256 * 4, tuple(entries), repeats, deadline)
 
-    return Case(f"sleep p{ranks}", workload, ranks, activation_bytes, entries, repeats, deadline)
+
+def _sleeping(ranks: int, size: int, entries: Sequence[Entry], repeats: int, deadline: float) -> Case:
+    return Case(f"sleep p{ranks}", partial(sleepers, ranks, size), ranks, size, tuple(entries), repeats, deadline)
 
 
 def measure(case: Case) -> Iterator[dict[str, Any]]:

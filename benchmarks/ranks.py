@@ -72,7 +72,7 @@ def _fork(rank: int, ranks: int, main: Callable[[int], Any], deadline: float, fo
 def _join(rank: int, ranks: int, deadline: float, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = dist.FileStore(str(folder / "store"), ranks)
+    store = dist.FileStore(str(folder / "store"), ranks)  # type: ignore[attr-defined]
     timeout = timedelta(seconds=deadline + 2 * GRACE)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timeout)
 

@@ -139,6 +139,15 @@ def test_every_optimizer_is_exact(sync_mode: str, name: str, tmp_path: Path) -> 
     assert_exact(job, tmp_path)
 
 
+def test_a_rate_by_delay_is_exact(tmp_path: Path) -> None:
+    assert_exact(harness.job_of(spec("asp", steps=20, pipemare=15), [2, 2, 1, 1]), tmp_path)
+
+
+def test_a_rate_by_replicas_is_exact(tmp_path: Path) -> None:
+    job = harness.job_of(spec("asp", steps=9, scale_lr_by_replicas=True), [2, 2, 2], replicas=[2, 1, 3])
+    assert_exact(job, tmp_path, toy.model(tied=False))
+
+
 def test_untied_model_is_exact(tmp_path: Path) -> None:
     model = toy.model(tied=False)
     job = harness.job_of(spec("asp"), [2, 2, 2])

@@ -154,6 +154,14 @@ def test_a_loss_that_is_no_number_names_stage_and_minibatch(shell: Shell) -> Non
     assert re.search(r"stage 1: loss (nan|inf) at minibatch \d+", out)
 
 
+def test_a_gpu_is_refused_before_anything_starts(shell: Shell) -> None:
+    process = shell.start("launch", "machines=[localhost:0]")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 104
+    assert "rank 0 is placed on cuda:0" in err
+    assert not shell.home.exists()
+
+
 def test_a_schedule_that_does_not_fit_is_refused_before_anything_starts(shell: Shell) -> None:
     process = shell.start("launch", "sync_mode=asp", "schedule=2bw", "pipeline.schedule=2bw", "minibatches_per_step=1")
     _, err = process.communicate(timeout=30)

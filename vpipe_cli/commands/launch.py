@@ -61,6 +61,7 @@ def _start(resolved: Launch, path: Path) -> Run:
     from vpipe_cli.runs.store import create
 
     text = config.read(path)
+    ENGINES[resolved.job.spec.engine].check(resolved)
     run = create(resolved.run, resolved.job.spec.engine)
     ENGINES[run.engine].start(run, resolved, text)
     return run

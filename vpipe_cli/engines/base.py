@@ -11,6 +11,13 @@ from vpipe_cli.runs.store import Run
 class Engine(Protocol):
     """Starts runs, and says and ends what it started. It keeps nothing in memory: the run's folder is all it knows."""
 
+    def check(self, launch: Launch) -> None:
+        """Refuse what cannot run here, before anything is written.
+
+        Raises:
+            PreflightError: names the rank and what is missing.
+        """
+
     def start(self, run: Run, launch: Launch, cluster: str) -> None:
         """Write the run's files and start it; return once it lives without this process.
 

@@ -25,6 +25,14 @@ START_LIMIT = 10.0  # seconds for hostd to write its first event; it needs a fra
 class LocalEngine:
     """The local engine: the run's lock says who lives, the file ``stop`` says who shall not."""
 
+    def check(self, launch: Launch) -> None:
+        """Refuse what this machine cannot run, before anything is written. Raises PreflightError."""
+        if gpus := [rank for rank in launch.ranks if rank.device != "cpu"]:
+            raise PreflightError(
+                f"rank {gpus[0].rank} is placed on {gpus[0].device}, but this version trains on CPU slots only",
+                "write machines: [cpu*N]; docs/roadmap.md says what is not there yet",
+            )
+
     def start(self, run: Run, launch: Launch, cluster: str) -> None:
         """Write the run's files and start hostd. Raises PreflightError with what hostd had to say."""
         try:
