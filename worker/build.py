@@ -20,7 +20,7 @@ from worker.precision import DTYPES, LOSS_SCALE, LossScaler
 from worker.replicas import ReplicaGroup
 from worker.runtime import LOSS_WEIGHTS, LOSSES, Feed, StageRuntime
 from worker.schedule import Action
-from worker.schedule.job import delay, minibatches_per_step, rank_actions, stage_versions
+from worker.schedule.job import admitted, delay, minibatches_per_step, rank_actions, stage_versions
 from worker.spec.job import Job
 from worker.spec.records import StepMetrics
 from worker.stage import Stage
@@ -58,7 +58,8 @@ class Builder:
     ) -> Executor:
         """The rank, ready to run: its stages materialised and initialised, nobody else's."""
         spec = self.job.spec
-        communicator = Communicator(self.topologies[0].names(), self.device, spec.run.stall_timeout, waiting)
+        window = admitted(spec, self.job.plan)
+        communicator = Communicator(self.topologies[0].names(), self.device, spec.run.stall_timeout, waiting, window)
         ranks = self.job.plan.ranks_of(self.topologies[0].stage)
         rule = UpdateRule(
             spec.optimizer,

@@ -51,17 +51,20 @@ class Communicator:
         names: everything that may travel, in the same order on every rank: a name's position is its tensor tag.
         timeout: seconds until a wait raises StallError.
         waiting: runs while this rank waits for others.
+        window: minibatches until a send is waited for. At least as many as the schedule admits at once: then it has
+            arrived long since. A wait any sooner could be for a rank that waits for this one.
     """
 
-    MAX_UNFINISHED = 64
-    """Sends kept unwaited for; more than any schedule leaves open at once for long."""
-
-    def __init__(self, names: Iterable[str], device: torch.device, timeout: float, waiting: Stopwatch) -> None:
+    def __init__(
+        self, names: Iterable[str], device: torch.device, timeout: float, waiting: Stopwatch, window: int
+    ) -> None:
         self._tags = {name: tag for tag, name in enumerate(names)}
         self._device = device
         self._timeout = timeout
         self._sends: deque[tuple[dist.Work, Tensor, Address]] = deque()
         self._waiting = waiting
+        self._window = window
+        self._newest = 0
         self._local: dict[Address, Tensor] = {}
 
     def post(self, expected: Expected) -> Receive | Delivery:
@@ -85,7 +88,8 @@ class Communicator:
             work = dist.isend(tensor, address.destination, tag=self._wire_tag(address))
         assert work is not None
         self._sends.append((work, tensor, address))
-        if len(self._sends) > self.MAX_UNFINISHED:
+        self._newest = max(self._newest, address.minibatch)
+        while self._sends[0][2].minibatch <= self._newest - self._window:
             self._finish_oldest()
 
     def finish(self) -> None:

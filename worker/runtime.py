@@ -205,7 +205,7 @@ class StageRuntime:
         """Send owned weights to the borrowers that meet them with this minibatch for the first time."""
         for tie in self.topology.lent:
             if self._loans[tie.borrower].reached(action.minibatch):
-                tensor = self.stash.version(action.version).leaves[tie.owner]
+                tensor = self.stash.lent(tie.owner, action.version)
                 self._send(tensor, tie.borrower_stage, topo.weight(tie.borrower), action.minibatch)
 
     def _count_loss(self, minibatch: int, sums: Tensor) -> None:

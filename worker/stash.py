@@ -84,6 +84,12 @@ class WeightStash:
             return self.current
         return next(version for version in self._versions if version.number == number)
 
+    def lent(self, owner: str, number: int | None) -> Tensor:
+        """The parameter ``owner`` as version ``number`` has it, to be sent while updates go on."""
+        leaf = self.version(number).leaves[owner]
+        # With a stash, updates go elsewhere as long as a graph reads this memory. Without one they write right here.
+        return leaf if self._stashes else leaf.detach().clone()
+
     def acquire(self, number: int | None = None) -> Version:
         """A version, kept until ``release``."""
         version = self.version(number)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import chain, cycle, islice
+from itertools import chain, cycle, islice, takewhile
 
 from worker.schedule.action import Action, Kind
 from worker.schedule.check import validate
 from worker.schedule.setting import Setting
 from worker.schedule.table import SCHEDULES, generator
+from worker.schedule.versions import peak_activations
 from worker.spec.cluster import ClusterSpec
 from worker.spec.job import Plan
 
@@ -50,6 +51,15 @@ def delay(spec: ClusterSpec, plan: Plan, stage: int) -> int:
     depth = plan.ranks if spec.pipeline.in_flight == "auto" else max(plan.ranks, spec.pipeline.in_flight)
     steady = islice(stage_versions(spec, plan, stage), 4 * depth * covered)
     return max((minibatch // covered - version for minibatch, version in steady), default=0)
+
+
+def admitted(spec: ClusterSpec, plan: Plan) -> int:
+    """The most minibatches that have entered the first stage and not come back to it yet, on all its replicas."""
+    first_steps = (
+        takewhile(lambda action: action.kind is not Kind.UPDATE, rank_actions(spec, plan, rank))
+        for rank in plan.ranks_of(0)
+    )
+    return sum(int(peak_activations((a for a in actions if a.stage == 0), 0.0)) for actions in first_steps)
 
 
 def prove(spec: ClusterSpec, plan: Plan) -> None:
