@@ -89,3 +89,27 @@ def test_a_lent_version_replaces_only_the_borrowed_leaf() -> None:
     stash.acquire()
     update(stash)
     assert torch.equal(stash.current.leaves["layer.weight"], torch.full((2, 2), 7.0))
+
+
+def test_the_memory_of_a_finished_version_is_used_again() -> None:
+    _, stash = stash_of_one()
+    first = stash.acquire()
+    storage = stash.parameters["layer.weight"].data_ptr()
+    update(stash)
+    stash.release(first)
+    stash.acquire()
+    update(stash)
+    assert stash.parameters["layer.weight"].data_ptr() == storage
+
+
+def test_memory_is_not_used_again_while_a_graph_reads_it() -> None:
+    _, stash = stash_of_one()
+    versions = []
+    for _ in range(3):
+        versions.append(stash.acquire())
+        update(stash)
+    held = [version.leaves["layer.weight"].clone() for version in versions]
+    for _ in range(3):
+        stash.release(stash.acquire())
+        update(stash)
+    assert all(torch.equal(v.leaves["layer.weight"], was) for v, was in zip(versions, held, strict=True))

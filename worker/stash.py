@@ -25,8 +25,9 @@ Slot = tuple[nn.Module, str]
 
 @dataclass
 class Storage:
-    """The memory that one or more versions share; ``readers`` counts the graphs in flight on it."""
+    """The memory that one or more versions share, by full name; ``readers`` counts the graphs in flight on it."""
 
+    tensors: Mapping[str, Tensor]
     readers: int = 0
 
 
@@ -71,6 +72,7 @@ class WeightStash:
         """Sum of the gradients collected since the last update, by full name."""
         self._installed: Mapping[str, Tensor] | None = None
         self._received: dict[str, Tensor] = {}
+        self._spare: Mapping[str, Tensor] | None = None
         self._versions = deque([self._fresh(0)], maxlen=keep + 1)
 
     @property
@@ -99,6 +101,7 @@ class WeightStash:
     def release(self, version: Version) -> None:
         """Say that the graph that ran on ``version`` has ended."""
         version.storage.readers -= 1
+        self._reuse(version.storage)
 
     def install(self, version: Version) -> None:
         """Let the modules compute with ``version``. Pointers only; no tensor is copied."""
@@ -130,16 +133,25 @@ class WeightStash:
 
     def before_update(self) -> None:
         """Make the parameters safe to write: on a copy where a graph in flight reads them, in place where none does."""
-        if self._is_in_use():
-            for parameter in self.parameters.values():
-                parameter.data = parameter.data.clone()
+        if not self._is_in_use():
+            return
+        spare, self._spare = self._spare, None
+        for name, parameter in self.parameters.items():
+            parameter.data = spare[name].copy_(parameter.data) if spare else parameter.data.clone()
 
     def after_update(self, changed: bool = True) -> None:
         """Begin the next version; the same weights under another number where the update was left out."""
         self.gradients.clear()
         number = self.current.number + 1
         moved = changed and self._is_in_use()
+        oldest = self._versions[0].storage
         self._versions.append(self._fresh(number) if moved else replace(self.current, number=number))
+        self._reuse(oldest)
+
+    def _reuse(self, storage: Storage) -> None:
+        """Keep memory that nobody needs any more for the next copy: writing to fresh pages costs far more."""
+        if storage.readers == 0 and all(version.storage is not storage for version in self._versions):
+            self._spare = storage.tensors
 
     def _is_in_use(self) -> bool:
         """Whether an update must leave the current version's storage alone."""
@@ -152,7 +164,8 @@ class WeightStash:
             if owner in self.parameters:
                 # A leaf of its own: gradients of each holder are summed apart, as they are when stages part them.
                 leaves[name] = _leaf(self.parameters[owner])
-        return Version(number, {**leaves, **self._received}, Storage())
+        storage = Storage({name: parameter.data for name, parameter in self.parameters.items()})
+        return Version(number, {**leaves, **self._received}, storage)
 
 
 def _leaf(parameter: nn.Parameter) -> Tensor:

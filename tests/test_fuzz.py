@@ -1,0 +1,228 @@
+"""Exactness where nobody chose the configuration: every pair of settings, random ones, and messages that are late."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests import harness, reference, toy
+from worker import build
+from worker.communication import Address, Communicator
+from worker.errors import ScheduleError
+from worker.executor import Executor
+from worker.schedule.job import prove
+from worker.spec.cluster import REPLICATED, SYNC_MODES, ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
+from worker.spec.job import Job
+
+FLUSHING = [name for name, modes in SYNC_MODES.items() if "bsp" in modes]
+
+
+class Case(NamedTuple):
+    """A way to train the toy model."""
+
+    schedule: str
+    sync_mode: str
+    partition: tuple[int, ...]
+    replicas: tuple[int, ...] = ()
+    tied: bool = True
+    recompute: float = 0.0
+    clip: float | None = 0.5
+    per_step: int | None = None
+    in_flight: int | None = None
+    steps: int = 3
+
+    def job(self) -> Job:
+        """Raises ScheduleError where the schedule does not fit."""
+        pipeline = PipelineSpec(
+            sync_mode=self.sync_mode,
+            schedule=self.schedule,
+            minibatches_per_step=self.per_step,
+            in_flight=self.in_flight or "auto",
+            replicas=list(self.replicas) or 1,
+        )
+        spec = ClusterSpec(
+            machines=["cpu"],
+            pipeline=pipeline,
+            optimizer=OptimizerSpec(lr=1e-2, clip_grad_norm=self.clip, warmup_steps=2, schedule="linear"),
+            run=RunSpec(steps=self.steps, seed=5, stall_timeout=20.0),
+        )
+        chunks = 2 if self.schedule == "interleaved" else 1
+        job = harness.job_of(spec, list(self.partition), self.recompute, list(self.replicas), chunks)
+        prove(job.spec, job.plan)
+        return job
+
+
+def assert_case(case: Case, prepare: Callable[[], None] | None = None) -> None:
+    """Train, and compare with one process to the last bit."""
+    job, model, one_process = case.job(), toy.model(tied=case.tied), getattr(reference, case.sync_mode)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = harness.train(job, model, toy.Data(), Path(folder), prepare)
+    expected = one_process(job.spec, model, toy.Data(), job.plan)
+    assert weights.keys() == expected.keys()
+    assert [name for name in weights if not torch.equal(weights[name], expected[name])] == []
+
+
+def pairwise(*axes: list[Any], fits: Callable[..., bool]) -> list[tuple[Any, ...]]:
+    """Rows of the product of ``axes`` such that any two values that can meet do so; chosen greedily."""
+    pairs = {row: set(combinations(enumerate(row), 2)) for row in product(*axes) if fits(*row)}
+    left, chosen = set().union(*pairs.values()), []
+    while left:
+        chosen.append(max(pairs, key=lambda row: len(left & pairs[row])))
+        left -= pairs[chosen[-1]]
+    return chosen
+
+
+MATRIX = pairwise(
+    FLUSHING,
+    [(), (2, 2), (2, 1), (1, 2), (3, 2)],
+    [True, False],
+    [0.0, 0.5, 1.0],
+    [0.5, None],
+    fits=lambda schedule, replicas, *_: not replicas or schedule in REPLICATED,
+)
+
+
+@pytest.mark.parametrize(("schedule", "replicas", "tied", "recompute", "clip"), MATRIX)
+def test_matrix_of_flushing_schedules(
+    schedule: str, replicas: tuple[int, ...], tied: bool, recompute: float, clip: float | None
+) -> None:
+    """Of the 228 cases of schedule x replicas x tied x recompute x clip, so many that every pair of them is met."""
+    partition = (1, 2, 2, 1) if schedule == "interleaved" else (2, 4)
+    assert_case(Case(schedule, "bsp", partition, replicas, tied, recompute, clip, per_step=4))
+
+
+PARTITIONS = [(6,), (1, 5), (3, 3), (5, 1), (2, 2, 2), (1, 4, 1), (1, 2, 2, 1), (3, 1, 1, 1)]
+REPLICAS = {2: [(2, 2), (2, 1), (1, 2), (3, 2), (1, 3)], 3: [(1, 2, 1), (2, 1, 2), (1, 3, 1), (1, 1, 2)]}
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    schedule = draw(st.sampled_from(sorted(SYNC_MODES)))
+    sync_mode = draw(st.sampled_from(SYNC_MODES[schedule]))
+    partition = draw(st.sampled_from([p for p in PARTITIONS if schedule != "interleaved" or len(p) == 4]))
+    replicas: tuple[int, ...] = ()
+    if schedule in REPLICATED and len(partition) in REPLICAS and draw(st.booleans()):
+        replicas = draw(st.sampled_from(REPLICAS[len(partition)]))
+    accumulates = sync_mode == "bsp" or schedule in ("2bw", "accumulate")
+    return Case(
+        schedule,
+        sync_mode,
+        partition,
+        replicas,
+        # Under ASP stages that share a weight must have equally many replicas.
+        draw(st.booleans()) if sync_mode == "bsp" or not replicas or replicas[0] == replicas[-1] else False,
+        draw(st.sampled_from([0.0, 0.34, 0.5, 1.0])),
+        draw(st.sampled_from([None, 0.1, 0.5])),
+        draw(st.integers(1, 8)) if accumulates else None,
+        draw(st.none() | st.integers(1, 9)) if not replicas else None,
+        draw(st.integers(1, 4)) if accumulates else draw(st.integers(1, 12)),
+    )
+
+
+bounded = settings(
+    max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=False
+)
+
+
+@bounded
+@given(cases())
+def test_any_case_is_exact(case: Case) -> None:
+    try:
+        case.job()
+    except ScheduleError:
+        assume(False)
+    assert_case(case)
+
+
+class Late(Communicator):
+    """Sends nothing at once: messages wait in a bag, from which a thread takes any of them, after a random time.
+
+    Tensors are not copied, so one that is written to before it has left arrives wrong.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._bag: list[tuple[Tensor, Address]] = []
+        self._changed = threading.Condition()
+        self._failure: Exception | None = None
+        threading.Thread(target=self._deliver, daemon=True).start()
+
+    def send(self, tensor: Tensor, address: Address) -> None:
+        """As the real one, later."""
+        if address.source == address.destination:
+            super().send(tensor, address)
+            return
+        with self._changed:
+            self._bag.append((tensor.detach(), address))
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Wait for the bag to be empty, too."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._failure or not self._bag, 20)
+        if self._failure:
+            raise self._failure
+        super().finish()
+
+    def _deliver(self) -> None:
+        generator = random.Random()
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._bag)
+                time.sleep(generator.choice([0.0, 0.0, 0.001, 0.004]))
+                index = generator.randrange(len(self._bag))
+                super().send(*self._bag[index])
+                with self._changed:
+                    del self._bag[index]
+                    self._changed.notify_all()
+        except Exception as error:
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+
+
+def make_late() -> None:
+    """Late messages, and random pauses between actions."""
+    execute = Executor._execute
+    generator = random.Random()
+
+    def slowly(self: Executor, *args: Any) -> Any:
+        time.sleep(generator.choice([0.0, 0.0, 0.002, 0.006]))
+        return execute(self, *args)
+
+    build.Communicator = Late  # type: ignore[misc]
+    Executor._execute = slowly  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("1f1b", "asp", (3, 3), steps=12),
+        Case("1f1b", "asp", (1, 2, 2, 1), steps=12, in_flight=7, recompute=0.5),
+        Case("1f1b", "asp", (2, 4), (2, 2), steps=9),
+        Case("1f1b", "asp", (2, 2, 2), (1, 2, 1), steps=9),
+        Case("2bw", "asp", (2, 3, 1), per_step=4),
+        Case("accumulate", "asp", (2, 2, 2), per_step=1, steps=9),
+        Case("1f1b", "bsp", (2, 4), (2, 2), per_step=5),
+        Case("1f1b", "bsp", (2, 4), (1, 3), per_step=5),
+        Case("gpipe", "bsp", (1, 2, 2, 1), per_step=4),
+        Case("interleaved", "bsp", (1, 2, 2, 1), per_step=4),
+        Case("zb-h2", "bsp", (2, 2, 2), per_step=5),
+    ],
+    ids=lambda case: f"{case.schedule}-{case.sync_mode}-{case.partition}-{case.replicas}",
+)
+def test_late_messages_change_nothing(case: Case) -> None:
+    assert_case(case, make_late)
