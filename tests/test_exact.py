@@ -166,6 +166,12 @@ def test_bert_on_text_is_exact(sync_mode: str, tmp_path: Path) -> None:
     assert_exact(job, tmp_path, model, source)
 
 
+@pytest.mark.parametrize("sync_mode", ["asp", "bsp"])
+def test_minibatches_of_any_length_are_exact(sync_mode: str, tmp_path: Path) -> None:
+    job = harness.job_of(spec(sync_mode), [2, 3, 1], 0.5)
+    assert_exact(job, tmp_path, MODEL, toy.Data(varies=True))
+
+
 def test_backward_with_the_newest_weights_is_caught(tmp_path: Path) -> None:
     """A mutant that updates in place under graphs in flight, as if nothing were stashed."""
 

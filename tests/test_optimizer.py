@@ -132,7 +132,7 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest() -> None:
 
 
 def test_embeddings_and_the_last_layer_are_not_hidden() -> None:
-    flow = trace(toy.model(blocks=1), toy.Data.signature)
+    flow = trace(toy.model(blocks=1), toy.Data().signature)
     assert optimizer.outer(flow) == {"embed.word.weight", "head.decoder.weight", "head.decoder.bias"}
 
 

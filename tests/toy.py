@@ -57,16 +57,21 @@ def model(blocks: int = 4, tied: bool = True) -> Model:
 class Data:
     """Random words, a few of them to be predicted; a minibatch may have another number of targets than the next."""
 
-    signature = Signature(
-        inputs={"ids": TensorSpec((BATCH, LENGTH), torch.int64), "mask": TensorSpec((BATCH, LENGTH), torch.bool)},
-        targets={"labels": TensorSpec((BATCH, LENGTH), torch.int64)},
-    )
     baseline_loss = 3.0
+
+    def __init__(self, varies: bool = False) -> None:
+        """With ``varies`` every minibatch has a length of its own, up to LENGTH."""
+        self.signature = Signature(
+            inputs={"ids": TensorSpec((BATCH, LENGTH), torch.int64), "mask": TensorSpec((BATCH, LENGTH), torch.bool)},
+            targets={"labels": TensorSpec((BATCH, LENGTH), torch.int64)},
+            varies=varies,
+        )
 
     def minibatch(self, number: int) -> Minibatch:
         generator = torch.Generator().manual_seed(key("toy", number))
-        ids = torch.randint(WORDS, (BATCH, LENGTH), generator=generator)
-        mask = torch.rand(BATCH, LENGTH, generator=generator) < 0.8
-        labels = torch.where(torch.rand(BATCH, LENGTH, generator=generator) < 0.4, ids, IGNORE)
+        length = 2 + number % (LENGTH - 1) if self.signature.varies else LENGTH
+        ids = torch.randint(WORDS, (BATCH, length), generator=generator)
+        mask = torch.rand(BATCH, length, generator=generator) < 0.8
+        labels = torch.where(torch.rand(BATCH, length, generator=generator) < 0.4, ids, IGNORE)
         labels[0, 0] = ids[0, 0]
         return Minibatch({"ids": ids, "mask": mask}, {"labels": labels}, (int((labels != IGNORE).sum()),))

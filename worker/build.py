@@ -59,7 +59,8 @@ class Builder:
         """The rank, ready to run: its stages materialised and initialised, nobody else's."""
         spec = self.job.spec
         window = admitted(spec, self.job.plan)
-        communicator = Communicator(self.topologies[0].names(), self.device, spec.run.stall_timeout, waiting, window)
+        names, varying = self.topologies[0].names(), self.topologies[0].varying() if self.signature.varies else []
+        communicator = Communicator(names, self.device, spec.run.stall_timeout, waiting, window, varying)
         ranks = self.job.plan.ranks_of(self.topologies[0].stage)
         rule = UpdateRule(
             spec.optimizer,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
@@ -49,6 +49,7 @@ class Communicator:
 
     Args:
         names: everything that may travel, in the same order on every rank: a name's position is its tensor tag.
+        varying: those of them whose shape is another from minibatch to minibatch; a header tells it.
         timeout: seconds until a wait raises StallError.
         waiting: runs while this rank waits for others.
         window: minibatches until a send is waited for. At least as many as the schedule admits at once: then it has
@@ -56,9 +57,16 @@ class Communicator:
     """
 
     def __init__(
-        self, names: Iterable[str], device: torch.device, timeout: float, waiting: Stopwatch, window: int
+        self,
+        names: Sequence[str],
+        device: torch.device,
+        timeout: float,
+        waiting: Stopwatch,
+        window: int,
+        varying: Sequence[str] = (),
     ) -> None:
-        self._tags = {name: tag for tag, name in enumerate(names)}
+        self._tags = {name: tag for tag, name in enumerate([*names, *map(_header, varying)])}
+        self._varying = frozenset(varying)
         self._device = device
         self._timeout = timeout
         self._sends: deque[tuple[dist.Work, Tensor, Address]] = deque()
@@ -67,10 +75,20 @@ class Communicator:
         self._newest = 0
         self._local: dict[Address, Tensor] = {}
 
-    def post(self, expected: Expected) -> Receive | Delivery:
+    def post(self, expected: Expected) -> Pending:
         """Start to receive; the tensor is there once ``wait`` of what is returned returns."""
-        if expected.address.source == expected.address.destination:
-            return Delivery(self._local, expected.address)
+        address = expected.address
+        if address.source == address.destination:
+            return Delivery(self._local, address)
+        if address.what in self._varying:
+            return Announced(self, self._post(_header_of(expected)), expected)
+        return self._post(expected)
+
+    def receive_as(self, expected: Expected, shape: tuple[int, ...]) -> Receive:
+        """Start to receive a tensor whose header has told its shape."""
+        return self._post(replace(expected, spec=replace(expected.spec, shape=shape)))
+
+    def _post(self, expected: Expected) -> Receive:
         buffer = torch.empty(expected.spec.shape, dtype=expected.spec.dtype, device=self._device)
         address = expected.address
         with _explained(address):
@@ -84,6 +102,11 @@ class Communicator:
         if address.source == address.destination:
             self._local[address] = tensor.clone()
             return
+        if address.what in self._varying:
+            self._send(torch.tensor(tensor.shape), replace(address, what=_header(address.what)))
+        self._send(tensor, address)
+
+    def _send(self, tensor: Tensor, address: Address) -> None:
         with _explained(address):
             work = dist.isend(tensor, address.destination, tag=self._wire_tag(address))
         assert work is not None
@@ -135,6 +158,25 @@ class Receive:
 
 
 @dataclass(frozen=True)
+class Announced:
+    """A receive whose shape comes ahead of it."""
+
+    communicator: Communicator
+    header: Receive
+    expected: Expected
+
+    @property
+    def address(self) -> Address:
+        """What it is."""
+        return self.expected.address
+
+    def wait(self) -> Tensor:
+        """The tensor, once its shape and then itself have arrived."""
+        shape = tuple(self.header.wait().tolist())
+        return self.communicator.receive_as(self.expected, shape).wait()
+
+
+@dataclass(frozen=True)
 class Delivery:
     """A tensor from one stage of this rank to another: it is there when it is needed, by the order of the actions."""
 
@@ -144,6 +186,19 @@ class Delivery:
     def wait(self) -> Tensor:
         """The tensor."""
         return self.local.pop(self.address)
+
+
+Pending = Receive | Announced | Delivery
+"""What ``wait`` can be called on to get a tensor from another stage."""
+
+
+def _header(what: str) -> str:
+    return f"shape of {what}"
+
+
+def _header_of(expected: Expected) -> Expected:
+    address = replace(expected.address, what=_header(expected.address.what))
+    return Expected(address, TensorSpec((len(expected.spec.shape),), torch.int64))
 
 
 class Inbox:
@@ -158,7 +213,7 @@ class Inbox:
         self._communicator = communicator
         self._expected = expected
         self._ahead = ahead
-        self._posted: deque[list[Receive | Delivery]] = deque()
+        self._posted: deque[list[Pending]] = deque()
 
     def take(self) -> dict[str, Tensor]:
         """What the next action needs, by name, once all of it is there."""

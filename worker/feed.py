@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from worker.data.base import Minibatch, Signature, Source, TensorSpec
-from worker.errors import DataError
+from worker.errors import DataError, VpipeError
 from worker.metrics import Stopwatch
 from worker.runtime import LOSS_WEIGHTS, Feed
 
@@ -32,7 +32,10 @@ class Feeder:
         self._ahead: dict[int, Feed] = {}
 
     def __call__(self, number: int) -> Feed:
-        """Minibatch ``number``. Raises DataError when the source gives something else than its signature says."""
+        """Minibatch ``number``.
+
+        Raises DataError when the source fails, or gives something else than its signature says.
+        """
         with self._waiting:
             if number not in self._ahead:
                 self._read_step(number // self._per_step)
@@ -40,21 +43,44 @@ class Feeder:
 
     def _read_step(self, step: int) -> None:
         numbers = range(step * self._per_step, (step + 1) * self._per_step)
-        minibatches = {number: self._source.minibatch(number) for number in numbers}
-        for number, minibatch in minibatches.items():
-            _check(number, minibatch, self._source.signature)
+        minibatches = {number: _read(self._source, number) for number in numbers}
         totals = [sum(counts) for counts in zip(*(m.counts for m in minibatches.values()), strict=True)]
         weights = torch.tensor([1 / max(1, total) for total in totals], dtype=torch.float32)
-        for number, minibatch in minibatches.items():
-            targets = {**minibatch.targets, LOSS_WEIGHTS: weights}
-            self._ahead[number] = Feed(self._placed(minibatch.inputs), self._placed(targets))
+        # A step's minibatches that are left over belong to other replicas.
+        self._ahead = {
+            number: Feed(self._placed(minibatch.inputs), self._placed({**minibatch.targets, LOSS_WEIGHTS: weights}))
+            for number, minibatch in minibatches.items()
+        }
 
     def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
 
-def _check(number: int, minibatch: Minibatch, signature: Signature) -> None:
-    for said, given in ((signature.inputs, minibatch.inputs), (signature.targets, minibatch.targets)):
-        found = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in given.items()}
-        if found != dict(said):
-            raise DataError(f"minibatch {number} is {found}, but the data promised {dict(said)}")
+def _read(source: Source, number: int) -> Minibatch:
+    """Minibatch ``number`` as the signature promises it."""
+    try:
+        minibatch = source.minibatch(number)
+    except VpipeError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        hint = "a source has no end: after its last record it begins again"
+        raise DataError(f"the data has no minibatch {number} ({reason})", hint) from error
+    signature = source.signature
+    for promised, given in ((signature.inputs, minibatch.inputs), (signature.targets, minibatch.targets)):
+        _check(number, promised, given)
+    return minibatch
+
+
+def _check(number: int, promised: Mapping[str, TensorSpec], given: Mapping[str, Tensor]) -> None:
+    if odd := sorted(promised.keys() ^ given.keys()):
+        raise DataError(f"minibatch {number} has {_names(given)}, but the data promised {_names(promised)}: {odd[0]}")
+    for name, spec in promised.items():
+        value = given[name]
+        found = str(TensorSpec.of(value)) if isinstance(value, Tensor) else type(value).__name__
+        if found != str(spec):
+            raise DataError(f"{name} of minibatch {number} is {found}, but the data promised {spec}")
+
+
+def _names(tensors: Mapping[str, object]) -> str:
+    return ", ".join(sorted(tensors)) or "nothing"

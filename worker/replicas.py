@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from worker.communication import Address, Communicator, Delivery, Expected, Receive
+from worker.communication import Address, Communicator, Expected, Pending
 from worker.data.base import TensorSpec
 
 PART, SUM = "part of a replica's gradients", "sum of a part over replicas"
@@ -57,7 +57,7 @@ class ReplicaGroup:
             self._communicator.send(total, Address(SUM, self._rank, rank, minibatch))
         return self._unpacked(torch.cat([total if r == self._rank else summed[r].wait() for r in self._ranks]))
 
-    def _post(self, what: str, source: int, minibatch: int) -> Receive | Delivery:
+    def _post(self, what: str, source: int, minibatch: int) -> Pending:
         spec = TensorSpec((self._part,), torch.float32)
         return self._communicator.post(Expected(Address(what, source, self._rank, minibatch), spec))
 

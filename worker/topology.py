@@ -109,6 +109,12 @@ class Topology:
         names += [target(name) for name in self.targets]
         return names + [describe(tie.borrower) for tie in self.ties for describe in (weight, weight_gradient)]
 
+    def varying(self) -> list[str]:
+        """What travels with another shape from minibatch to minibatch, where sequences are of variable length."""
+        names = [name for name in self.names() if name not in (PART, SUM)]
+        of_weights = {describe(tie.borrower) for tie in self.ties for describe in (weight, weight_gradient)}
+        return [name for name in names if name not in of_weights]
+
     def expected(self, action: Action, fresh: Collection[str]) -> list[Expected]:
         """What ``action`` needs from other ranks; ``fresh``: borrowed weights with a new version for it."""
         if action.kind is Kind.FORWARD:

@@ -23,7 +23,7 @@ def signature(spec: ClusterSpec) -> Signature:
     targets = {"labels": whole}
     if spec.model.sentence_order:
         targets["order_labels"] = TensorSpec(shape[:1], torch.int64)
-    return Signature(inputs, targets)
+    return Signature(inputs, targets, spec.data.variable)
 
 
 def open_source(spec: ClusterSpec, cache: Path) -> Source:

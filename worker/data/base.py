@@ -20,13 +20,25 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> TensorSpec:
+        """That of a tensor that is there."""
+        return cls(tuple(tensor.shape), tensor.dtype)
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} {self.shape}"
+
 
 @dataclass(frozen=True)
 class Signature:
-    """What every minibatch of a source looks like, known without reading any data."""
+    """What every minibatch of a source looks like, known without reading any data.
+
+    With ``varies`` the sizes are upper limits: each minibatch has its own.
+    """
 
     inputs: Mapping[str, TensorSpec]
     targets: Mapping[str, TensorSpec]
+    varies: bool = False
 
 
 @dataclass(frozen=True)

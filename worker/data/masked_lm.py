@@ -89,6 +89,10 @@ class MaskedLM:
             _lay_out(ids[row], segments[row], window, _cut(len(window), int(bits[0])), bool(swapped[row]))
         real = np.arange(length) < (lengths + FRAME)[:, None]
         labels = self._mask(ids, real, lengths, draws)
+        if self._spec.variable:
+            longest = int(lengths.max()) + FRAME
+            ids, segments, labels = (array[:, :longest].copy() for array in (ids, segments, labels))
+            real = real[:, :longest].copy()
         return self._assemble(ids, segments, real, labels, swapped)
 
     def _mask(

@@ -83,6 +83,9 @@ class DataSpec(Section):
     vocab_size: Annotated[int, Field(ge=300)] = Field(
         8192, description="entries of the tokenizer trained on the corpus"
     )
+    variable: bool = Field(
+        False, description="cut each minibatch to its longest sequence; lengths then travel with the tensors"
+    )
     mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.15, description="share of tokens to predict")
 
     def misfits(self) -> Iterator[Misfit]:
