@@ -110,6 +110,17 @@ def test_a_short_document_is_padded(text: Path, cache: Path) -> None:
     assert len(real) == 2 and max(real) == LENGTH
 
 
+def test_variable_minibatches_end_with_their_longest_row(text: Path, cache: Path) -> None:
+    whole = source_of(spec_of(text), cache)
+    cut = source_of(spec_of(text, variable=True), cache)
+    assert cut.signature.varies
+    for number in range(20):
+        row, short = whole.minibatch(number), cut.minibatch(number)
+        longest = int(row.inputs["attention_mask"].sum(1).max())
+        for name, tensor in {**row.inputs, **row.targets}.items():
+            assert torch.equal({**short.inputs, **short.targets}[name], tensor[:, :longest])
+
+
 def test_masking_is_berts(text: Path, cache: Path) -> None:
     source = source_of(spec_of(text, minibatch_size=8), cache)
     batches = [source.minibatch(number) for number in range(400)]

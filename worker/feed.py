@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from worker.data.base import Minibatch, Signature, Source, TensorSpec
+from worker.data.base import Minibatch, Source, TensorSpec
 from worker.errors import DataError, VpipeError
 from worker.metrics import Stopwatch
 from worker.runtime import LOSS_WEIGHTS, Feed
@@ -68,18 +68,19 @@ def _read(source: Source, number: int) -> Minibatch:
         raise DataError(f"the data has no minibatch {number} ({reason})", hint) from error
     signature = source.signature
     for promised, given in ((signature.inputs, minibatch.inputs), (signature.targets, minibatch.targets)):
-        _check(number, promised, given)
+        _check(number, promised, given, signature.varies)
     return minibatch
 
 
-def _check(number: int, promised: Mapping[str, TensorSpec], given: Mapping[str, Tensor]) -> None:
+def _check(number: int, promised: Mapping[str, TensorSpec], given: Mapping[str, Tensor], varies: bool) -> None:
     if odd := sorted(promised.keys() ^ given.keys()):
         raise DataError(f"minibatch {number} has {_names(given)}, but the data promised {_names(promised)}: {odd[0]}")
     for name, spec in promised.items():
         value = given[name]
-        found = str(TensorSpec.of(value)) if isinstance(value, Tensor) else type(value).__name__
-        if found != str(spec):
-            raise DataError(f"{name} of minibatch {number} is {found}, but the data promised {spec}")
+        if not isinstance(value, Tensor):
+            raise DataError(f"{name} of minibatch {number} is a {type(value).__name__}, not a tensor")
+        if not spec.admits(value, varies):
+            raise DataError(f"{name} of minibatch {number} is {TensorSpec.of(value)}, but the data promised {spec}")
 
 
 def _names(tensors: Mapping[str, object]) -> str:

@@ -25,6 +25,11 @@ class TensorSpec:
         """That of a tensor that is there."""
         return cls(tuple(tensor.shape), tensor.dtype)
 
+    def admits(self, tensor: torch.Tensor, varies: bool) -> bool:
+        """Whether ``tensor`` has this dtype and shape; where it ``varies``, as many dimensions."""
+        same_shape = tensor.dim() == len(self.shape) if varies else tensor.shape == self.shape
+        return tensor.dtype == self.dtype and same_shape
+
     def __str__(self) -> str:
         return f"{str(self.dtype).removeprefix('torch.')} {self.shape}"
 
