@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,7 @@ from worker import models, optimizer
 from worker.build import Builder
 from worker.feed import Feeder
 from worker.metrics import Stopwatch
+from worker.schedule import Action
 from worker.schedule.job import minibatches_per_step, prove
 from worker.spec.cluster import ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
 from worker.spec.job import Job, Placement, Plan
@@ -121,14 +122,20 @@ class Vpipe:
         self._builder = Builder(job, workload.model, workload.source.signature, rank, CPU)
         feed = Feeder(workload.source, minibatches_per_step(job.spec), CPU, waiting) if rank == 0 else None
         self._executor = self._builder.executor(feed, waiting, _ignore)
+        self._minibatches = job.spec.run.steps * minibatches_per_step(job.spec)
+        self._runs = 0
 
     def __call__(self) -> None:
-        """All minibatches of the job, once more: weight versions count on from the run before."""
-        before = max(stage.updates for stage in self._executor.stages.values())
-        self._executor.run(
-            action if action.version is None else replace(action, version=action.version + before)
-            for action in self._builder.actions()
-        )
+        """All minibatches of the job; numbers of minibatches and versions go on from the run before."""
+        minibatches = self._runs * self._minibatches
+        updates = max(stage.updates for stage in self._executor.stages.values())
+        self._runs += 1
+        self._executor.run(_moved(action, minibatches, updates) for action in self._builder.actions())
+
+
+def _moved(action: Action, minibatches: int, updates: int) -> Action:
+    version = None if action.version is None else action.version + updates
+    return Action(action.stage, action.kind, action.minibatch + minibatches, version)
 
 
 def _ignore(step: StepMetrics) -> None:

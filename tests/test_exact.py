@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests import harness, reference, toy
-from worker import data, models
+from worker import data, models, replicas
 from worker.data.base import Source
 from worker.models.base import Model
 from worker.precision import LossScaler
@@ -122,13 +122,23 @@ def test_any_depth_is_exact(sync_mode: str, in_flight: int, tmp_path: Path) -> N
     assert_exact(harness.job_of(whole.model_copy(update={"pipeline": pipeline}), [2, 3, 1]), tmp_path)
 
 
-@pytest.mark.parametrize("replicas", [[2, 1], [1, 2], [2, 2], [3, 2]], ids=str)
+@pytest.mark.parametrize("counts", [[2, 1], [1, 2], [2, 2], [3, 2]], ids=str)
 @pytest.mark.parametrize("sync_mode", ["asp", "bsp"])
-def test_replicas_are_exact(sync_mode: str, replicas: list[int], tmp_path: Path) -> None:
+def test_replicas_are_exact(sync_mode: str, counts: list[int], tmp_path: Path) -> None:
     """Counts that differ between neighbours and do not divide the minibatches."""
-    tied = sync_mode == "bsp" or len(set(replicas)) == 1
-    job = harness.job_of(spec(sync_mode, steps=7), [2, 4], 0.5, replicas)
+    tied = sync_mode == "bsp" or len(set(counts)) == 1
+    job = harness.job_of(spec(sync_mode, steps=7), [2, 4], 0.5, counts)
     assert_exact(job, tmp_path, toy.model(tied=tied))
+
+
+@pytest.mark.parametrize("sync_mode", ["asp", "bsp"])
+def test_replicas_with_many_buckets_are_exact(sync_mode: str, tmp_path: Path) -> None:
+    def mutate() -> None:
+        replicas.BUCKET_ELEMENTS = 50
+
+    job = harness.job_of(spec(sync_mode, steps=5), [2, 4], 0.0, [2, 2])
+    one_process = {"asp": reference.asp, "bsp": reference.bsp}[sync_mode]
+    assert_equal(harness.train(job, MODEL, DATA, tmp_path, mutate), one_process(job.spec, MODEL, DATA, job.plan))
 
 
 @pytest.mark.parametrize("name", ["adam", "nadam", "lamb", "muon", "sgd"])

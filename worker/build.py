@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -147,4 +148,4 @@ def _topology(job: Job, flow: Flow, signature: Signature, terms: int, stage: int
 
 
 def _with_scale(cut: Cut) -> Cut:
-    return Cut({**cut.specs, LOSS_SCALE: TensorSpec((1,), torch.float32)}, cut.differentiable)
+    return replace(cut, specs={**cut.specs, LOSS_SCALE: TensorSpec((1,), torch.float32)})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import tee
+from itertools import chain, pairwise, tee
 
 import torch
 from torch import Tensor
@@ -80,11 +80,11 @@ class Executor:
         """
         to_run, to_expect = tee(_with_joint_updates(actions))
         inbox = Inbox(self._communicator, map(self._expected, to_expect))
-        for joint in to_run:
+        for joint, following in pairwise(chain(to_run, [[]])):
             self._clock.start()
             if joint[0].kind is Kind.UPDATE:
                 self._before_update(joint)
-            update = self._execute(joint, inbox.take())
+            update = self._execute(joint, following, inbox.take())
             self._clock.stop(joint[0].kind)
             if update is not None:
                 self._clock.end_step(update)
@@ -104,14 +104,16 @@ class Executor:
             runtime.sum_over_replicas(self._rule.update_of(action))
             runtime.return_borrowed(action.minibatch)
 
-    def _execute(self, joint: list[Action], received: dict[str, Tensor]) -> Update | None:
+    def _execute(self, joint: list[Action], following: list[Action], received: dict[str, Tensor]) -> Update | None:
         action = joint[0]
         if action.kind is Kind.UPDATE:
             return self._update(joint, received)
         runtime = self.stages[action.stage]
+        if action.kind is Kind.BACKWARD:
+            runtime.backward(action, received, next((a for a in following if a.kind is Kind.UPDATE), None))
+            return None
         execute: dict[Kind, Callable[[Action, Mapping[str, Tensor]], None]] = {
             Kind.FORWARD: runtime.forward,
-            Kind.BACKWARD: runtime.backward,
             Kind.INPUT_GRAD: runtime.input_gradient,
             Kind.WEIGHT_GRAD: runtime.weight_gradient,
         }

@@ -44,6 +44,8 @@ class Feeder:
     def _read_step(self, step: int) -> None:
         numbers = range(step * self._per_step, (step + 1) * self._per_step)
         minibatches = {number: _read(self._source, number) for number in numbers}
+        if len({len(minibatch.counts) for minibatch in minibatches.values()}) > 1:
+            raise DataError(f"minibatches {numbers[0]} to {numbers[-1]} count targets of more and of fewer losses")
         totals = [sum(counts) for counts in zip(*(m.counts for m in minibatches.values()), strict=True)]
         weights = torch.tensor([1 / max(1, total) for total in totals], dtype=torch.float32)
         # A step's minibatches that are left over belong to other replicas.

@@ -19,10 +19,12 @@ class Cut:
     """The tensors that cross between two layers, in an order both sides know.
 
     ``differentiable`` are those whose gradient travels back: floating point, and made by a layer, not by the data.
+    With ``varies`` each minibatch has sizes of its own.
     """
 
     specs: Mapping[str, TensorSpec]
     differentiable: frozenset[str]
+    varies: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,12 @@ class Flow:
 
 
 def trace(model: Model, signature: Signature, dtype: torch.dtype | None = None) -> Flow:
-    """Walk ``model`` on the meta device.
+    """Walk ``model`` on the meta device. The last layer is not run: a loss may depend on values.
 
-    Raises ModelError naming the layer that takes a tensor nobody gives, fails on its input, or returns something else
-    than it says.
+    Raises ModelError naming the layer that cannot be built, takes a tensor nobody gives, fails on its input, or returns
+    something else than it says; and where names or ties are ambiguous.
     """
+    _check_names(model, signature)
     modules = tuple(_build(layer) for layer in model.layers)
     values = {name: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for name, spec in signature.inputs.items()}
     from_data = set(values)
@@ -65,24 +68,61 @@ def trace(model: Model, signature: Signature, dtype: torch.dtype | None = None) 
     for index, layer in enumerate(model.layers):
         _check_inputs(model, index, values, signature)
         live = [name for name in values if _is_needed(name, model.layers[index:])]
-        cuts.append(_cut({name: values[name] for name in live}, from_data))
+        cuts.append(_cut({name: values[name] for name in live}, from_data, signature.varies))
         if index < len(model.layers) - 1:
             for name, value in zip(layer.outputs, _run(layer, modules[index], values), strict=True):
                 values[name] = rounded(value, dtype)
                 from_data.discard(name)
     holders = _holders(model, modules)
-    return Flow(
-        cuts=tuple(cuts),
-        names=tuple(layer.name for layer in model.layers),
-        modules=modules,
-        holders=holders,
-        tied={name: model.tied[name] for name in holders if name in model.tied},
-    )
+    tied = {name: model.tied[name] for name in holders if name in model.tied}
+    flow = Flow(tuple(cuts), tuple(layer.name for layer in model.layers), modules, holders, tied)
+    _check_ties(model.tied, flow)
+    return flow
+
+
+def outputs_of(layer: Layer, result: object) -> tuple[Tensor, ...]:
+    """What the module of ``layer`` returned, as one tensor per output. Raises ModelError where it is not that."""
+    outputs = result if isinstance(result, tuple) else (result,)
+    if len(outputs) != len(layer.outputs) or not all(isinstance(value, Tensor) for value in outputs):
+        kinds = ", ".join(type(value).__name__ for value in outputs)
+        raise ModelError(
+            f"layer {layer.name} returns ({kinds}) for its outputs ({', '.join(layer.outputs)})",
+            "return one tensor, or a tuple of tensors, in the order of the layer's outputs",
+        )
+    return outputs
+
+
+def _check_names(model: Model, signature: Signature) -> None:
+    """A name must mean one thing wherever the model is cut."""
+    if not model.layers:
+        raise ModelError("the model has no layers")
+    names: set[str] = set()
+    for layer in model.layers:
+        if layer.name in names:
+            raise ModelError(f"two layers are called {layer.name}", "give every layer a name of its own")
+        if len(set(layer.outputs)) < len(layer.outputs):
+            raise ModelError(f"layer {layer.name} gives two outputs one name: {', '.join(layer.outputs)}")
+        if clash := [name for name in layer.outputs if name in signature.targets]:
+            raise ModelError(f"layer {layer.name} gives {clash[0]}, a target of the data", "rename one of them")
+        names.add(layer.name)
+    if clash := [name for name in signature.inputs if name in signature.targets]:
+        raise ModelError(f"the data has {clash[0]} among its inputs and its targets", "rename one of them")
+    if len(model.layers[-1].outputs) != 1:
+        raise ModelError(
+            f"the last layer, {layer.name}, gives ({', '.join(layer.outputs)}); it must give the loss alone"
+        )
 
 
 def _build(layer: Layer) -> nn.Module:
-    with torch.device("meta"):
-        return layer.build()
+    try:
+        with torch.device("meta"):
+            return layer.build()
+    except Exception as error:
+        raise ModelError(f"layer {layer.name} cannot be built: {_brief(error)}") from error
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _is_needed(name: str, layers: Sequence[Layer]) -> bool:
@@ -95,10 +135,11 @@ def _is_needed(name: str, layers: Sequence[Layer]) -> bool:
     return False
 
 
-def _cut(values: Mapping[str, Tensor], from_data: set[str]) -> Cut:
+def _cut(values: Mapping[str, Tensor], from_data: set[str], varies: bool) -> Cut:
     return Cut(
-        specs={name: TensorSpec(tuple(value.shape), value.dtype) for name, value in values.items()},
+        specs={name: TensorSpec.of(value) for name, value in values.items()},
         differentiable=frozenset(n for n, v in values.items() if v.is_floating_point() and n not in from_data),
+        varies=varies,
     )
 
 
@@ -118,25 +159,38 @@ def _run(layer: Layer, module: nn.Module, values: Mapping[str, Tensor]) -> tuple
         with torch.no_grad():
             result = module(*(values[name] for name in layer.inputs))
     except Exception as error:
-        raise ModelError(f"layer {layer.name} fails on its input: {type(error).__name__}: {error}") from error
-    outputs = result if isinstance(result, tuple) else (result,)
-    if len(outputs) != len(layer.outputs) or not all(isinstance(value, Tensor) for value in outputs):
-        kinds = ", ".join(type(value).__name__ for value in outputs)
-        raise ModelError(f"layer {layer.name} returns ({kinds}) for its outputs {', '.join(layer.outputs)}")
-    return outputs
+        raise ModelError(
+            f"layer {layer.name} fails on its input: {_brief(error)}",
+            "layers are first run without values, to learn shapes; no shape may depend on a value",
+        ) from error
+    return outputs_of(layer, result)
 
 
 def _holders(model: Model, modules: Sequence[nn.Module]) -> dict[str, int]:
-    """The layer of every parameter, by full name; checks that names and ties make sense."""
+    """The layer of every parameter, by full name; checks that each is one of its own."""
     holders: dict[str, int] = {}
+    names: dict[int, str] = {}
     for index, (layer, module) in enumerate(zip(model.layers, modules, strict=True)):
-        for name, _ in module.named_parameters(prefix=layer.name):
+        for name, parameter in module.named_parameters(prefix=layer.name, remove_duplicate=False):
             if name in holders:
                 raise ModelError(f"two parameters have the name {name}", "give every layer a name of its own")
+            if (first := names.setdefault(id(parameter), name)) != name:
+                hint = "make one of them a parameter of its own, and tie it to the other with Model.tied"
+                raise ModelError(f"{first} and {name} are one parameter", hint)
+            if parameter.dtype != torch.float32:
+                hint = "leave parameters in float32; `precision` sets what layers compute in"
+                raise ModelError(f"{name} is {TensorSpec.of(parameter)}", hint)
             holders[name] = index
-    for borrower, owner in model.tied.items():
-        if borrower not in holders or owner not in holders:
-            raise ModelError(f"tied parameters {borrower} and {owner}: the model lacks one of them")
-        if holders[owner] > holders[borrower]:
-            raise ModelError(f"{borrower} borrows {owner}, whose layer comes later", "let the earlier layer own it")
     return holders
+
+
+def _check_ties(tied: Mapping[str, str], flow: Flow) -> None:
+    for borrower, owner in tied.items():
+        if missing := [name for name in (borrower, owner) if name not in flow.holders]:
+            raise ModelError(f"{borrower} is tied to {owner}, but there is no {missing[0]}")
+        if owner in tied:
+            raise ModelError(f"{borrower} is tied to {owner}, which is tied itself", f"tie both to {tied[owner]}")
+        if flow.holders[owner] > flow.holders[borrower]:
+            raise ModelError(f"{borrower} borrows {owner}, whose layer comes later", "let the earlier layer own it")
+        if flow.spec(borrower) != flow.spec(owner):
+            raise ModelError(f"{borrower} is {flow.spec(borrower)}, but {owner}, its owner, {flow.spec(owner)}")

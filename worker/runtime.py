@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +19,8 @@ from torch import Tensor
 from worker import optimizer as optim
 from worker import topology as topo
 from worker.communication import Communicator, Expected
-from worker.errors import NonFiniteLoss
+from worker.data.base import TensorSpec
+from worker.errors import DataError, ModelError, NonFiniteLoss
 from worker.precision import LOSS_SCALE, LossScaler
 from worker.replicas import ReplicaGroup
 from worker.schedule import Action, Kind
@@ -108,12 +111,16 @@ class StageRuntime:
         graph = self._graphs[minibatch] = self.stage.forward(minibatch, inputs, targets, action.version)
         if graph.loss is not None:
             self._loss_weights[minibatch] = targets[LOSS_WEIGHTS]
+            self._check_loss(graph.loss, targets[LOSS_WEIGHTS])
             self._count_loss(minibatch, graph.loss)
         for name, tensor in graph.outputs.items():
             self._send(tensor, self.topology.stage + 1, topo.activation(name, self.topology.stage + 1), minibatch)
 
-    def input_gradient(self, action: Action, received: Mapping[str, Tensor]) -> None:
-        """I: run backward, send the gradients of the inputs back."""
+    def input_gradient(self, action: Action, received: Mapping[str, Tensor], update: Action | None = None) -> None:
+        """I: run backward, send the gradients of the inputs back.
+
+        ``update``: the one that follows directly, so that what is summed over replicas can leave during the backward.
+        """
         minibatch = action.minibatch
         outgoing, stage = self.topology.outgoing, self.topology.stage
         names = sorted(outgoing.differentiable) if outgoing else []
@@ -121,17 +128,25 @@ class StageRuntime:
         graph, weights = self._graphs[minibatch], self._loss_weights.pop(minibatch, None)
         if weights is not None:
             weights = weights * graph.factor
-        for name, tensor in self.stage.backward(graph, gradients, weights).items():
+        with self._summing(graph, update):
+            results = self.stage.backward(graph, gradients, weights)
+        for name, tensor in results.items():
             self._send(tensor, stage - 1, topo.gradient(name, stage - 1), minibatch)
 
     def weight_gradient(self, action: Action, received: Mapping[str, Tensor]) -> None:
         """W: compute what I has left, and end the minibatch's graph."""
         self.stage.finish(self._graphs.pop(action.minibatch))
 
-    def backward(self, action: Action, received: Mapping[str, Tensor]) -> None:
+    def backward(self, action: Action, received: Mapping[str, Tensor], update: Action | None = None) -> None:
         """B: I and W at once."""
-        self.input_gradient(action, received)
+        self.input_gradient(action, received, update)
         self.weight_gradient(action, received)
+
+    def _summing(self, graph: Graph, update: Action | None) -> AbstractContextManager[None]:
+        if self._replicas is None or update is None:
+            return nullcontext()
+        give = partial(self._replicas.give, minibatch=update.minibatch)
+        return self.stash.collecting(graph.version, graph.factor, give)
 
     def sum_over_replicas(self, update: UpdateOf) -> None:
         """U, first: add up gradients and losses over the stage's replicas.
@@ -190,6 +205,9 @@ class StageRuntime:
         if topology.is_first:
             assert self._feed is not None
             feed = self._feed(minibatch)
+            counts, terms = len(feed.targets[LOSS_WEIGHTS]), topology.targets[LOSS_WEIGHTS].shape[0]
+            if counts != terms:
+                raise DataError(f"minibatch {minibatch} counts the targets of {counts} losses; the model has {terms}")
             for name, tensor in feed.targets.items():
                 if not topology.is_last:
                     self._send(tensor, topology.stages - 1, topo.target(name), minibatch)
@@ -208,11 +226,25 @@ class StageRuntime:
                 tensor = self.stash.lent(tie.owner, action.version)
                 self._send(tensor, tie.borrower_stage, topo.weight(tie.borrower), action.minibatch)
 
+    def _check_loss(self, sums: Tensor, weights: Tensor) -> None:
+        """A loss must have one sum for each term, and something to train."""
+        layer = self.stage.layers[-1].name
+        if TensorSpec.of(sums) != TensorSpec.of(weights):
+            raise ModelError(
+                f"layer {layer} gives a loss of {TensorSpec.of(sums)}, not {TensorSpec.of(weights)}",
+                "the last layer gives, in float32, one sum over its targets for each name in Model.losses",
+            )
+        if not sums.requires_grad:
+            raise ModelError(
+                f"the loss of layer {layer} depends on no parameter, in its stage or before it",
+                "nothing could be trained: look for integer tensors and for detach() on the way to the loss",
+            )
+
     def _count_loss(self, minibatch: int, sums: Tensor) -> None:
         losses = (sums.detach() * self._loss_weights[minibatch]).tolist()
-        if not all(map(math.isfinite, losses)):
+        if odd := [loss for loss in losses if not math.isfinite(loss)]:
             raise NonFiniteLoss(
-                f"stage {self.topology.stage}: loss {losses[0]} at minibatch {minibatch}, step {self.updates + 1}",
+                f"stage {self.topology.stage}: loss {odd[0]} at minibatch {minibatch}, step {self.updates + 1}",
                 "lower optimizer.lr, add optimizer.warmup_steps or optimizer.clip_grad_norm",
             )
         self._losses = [a + b for a, b in zip(self._losses, losses, strict=True)] if self._losses else losses

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from worker import deferred
+from worker.data.base import TensorSpec
 from worker.deferred import Deferred, Later
-from worker.flow import Cut
+from worker.errors import ModelError
+from worker.flow import Cut, outputs_of
 from worker.models.base import Layer
 from worker.precision import LOSS_SCALE, arithmetic, rounded
 from worker.rng import seed_layer
@@ -98,10 +100,12 @@ class Stage:
         values = {**leaves, **targets}
         for position, layer in enumerate(self.layers):
             results = self._layer(position, graph)(*(values[name] for name in layer.inputs))
-            values.update(zip(layer.outputs, results if isinstance(results, tuple) else (results,), strict=True))
+            values.update(zip(layer.outputs, results, strict=True))
         if self.outgoing is None:
             return replace(graph, loss=values[self.layers[-1].outputs[0]])
-        return replace(graph, outputs={name: values[name] for name in self.outgoing.specs})
+        outputs = {name: values[name] for name in self.outgoing.specs}
+        self._check(minibatch, outputs, self.outgoing)
+        return replace(graph, outputs=outputs)
 
     def backward(self, graph: Graph, gradients: Mapping[str, Tensor], loss_weights: Tensor | None) -> dict[str, Tensor]:
         """Run the graph backward; parameters' gradients are collected in the stash, now or by ``finish``.
@@ -131,22 +135,29 @@ class Stage:
         self.stash.collect(graph.version, graph.factor)
         self.stash.release(graph.version)
 
-    def _layer(self, position: int, graph: Graph) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    def _check(self, minibatch: int, outputs: Mapping[str, Tensor], cut: Cut) -> None:
+        """The next stage makes room for what the meta device foretold, and the backend accepts any other in silence."""
+        for name, spec in cut.specs.items():
+            if not spec.admits(outputs[name], cut.varies):
+                giver = next(layer.name for layer in reversed(self.layers) if name in layer.outputs)
+                raise ModelError(
+                    f"layer {giver} gives {name} of minibatch {minibatch} as {TensorSpec.of(outputs[name])}; "
+                    f"run without values it gave {spec}",
+                    "let shapes and dtypes depend on nothing but those of the layer's inputs",
+                )
+
+    def _layer(self, position: int, graph: Graph) -> Callable[..., tuple[Tensor, ...]]:
         run = partial(self._run, position, graph.minibatch, graph.version, graph.later)
         if position < self.first_recomputed:
             return run
         return partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
 
-    def _run(
-        self, position: int, minibatch: int, version: Version, later: Later, *args: Tensor
-    ) -> Tensor | tuple[Tensor, ...]:
+    def _run(self, position: int, minibatch: int, version: Version, later: Later, *args: Tensor) -> tuple[Tensor, ...]:
         """One layer with the weights of ``version`` and the random numbers of ``minibatch``, now or again later."""
         self.stash.install(version)
         seed_layer(self._seed, minibatch, self.first_layer + position, self.device)
         with arithmetic(self._dtype, self.device), Deferred(later) if self._split else nullcontext():
-            result: Tensor | tuple[Tensor, ...] = self.modules[position](*args)
+            outputs = outputs_of(self.layers[position], self.modules[position](*args))
         if self.outgoing is None and position == len(self.layers) - 1:
-            return result  # the loss stays float32
-        if isinstance(result, tuple):
-            return tuple(rounded(value, self._dtype) for value in result)
-        return rounded(result, self._dtype)
+            return outputs  # the loss stays float32
+        return tuple(rounded(value, self._dtype) for value in outputs)

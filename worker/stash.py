@@ -14,8 +14,10 @@ is silently wrong, operator by operator.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -115,15 +117,35 @@ class WeightStash:
     def collect(self, version: Version, factor: float = 1.0) -> None:
         """Add the gradients, over ``factor``, that a backward left on the leaves of ``version``, in order of calls."""
         for name, leaf in version.leaves.items():
-            if leaf.grad is None:
-                continue
-            if factor != 1.0:
-                leaf.grad.div_(factor)
-            if name in self.gradients:
-                self.gradients[name].add_(leaf.grad)
-            else:
-                self.gradients[name] = leaf.grad
-            leaf.grad = None
+            if leaf.grad is not None:
+                self._take(name, leaf, factor)
+
+    @contextmanager
+    def collecting(self, version: Version, factor: float, give: Callable[[str, Tensor], None]) -> Iterator[None]:
+        """Within this, a backward's gradients are collected one by one, and their sum so far is given on at once."""
+
+        def hook(name: str, leaf: Tensor) -> None:
+            self._take(name, leaf, factor)
+            give(name, self.gradients[name])
+
+        leaves = {name: leaf for name, leaf in version.leaves.items() if leaf.requires_grad}
+        register = Tensor.register_post_accumulate_grad_hook
+        hooks = [register(leaf, partial(hook, name)) for name, leaf in leaves.items()]  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            for each in hooks:
+                each.remove()
+
+    def _take(self, name: str, leaf: Tensor, factor: float) -> None:
+        assert leaf.grad is not None
+        if factor != 1.0:
+            leaf.grad.div_(factor)
+        if name in self.gradients:
+            self.gradients[name].add_(leaf.grad)
+        else:
+            self.gradients[name] = leaf.grad
+        leaf.grad = None
 
     def borrow(self, name: str, value: Tensor) -> None:
         """Use ``value``, just received from its owner's stage, for the borrowed parameter ``name`` from now on."""

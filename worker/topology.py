@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from worker import replicas
 from worker.communication import Address, Expected
 from worker.data.base import TensorSpec
 from worker.flow import Cut
-from worker.replicas import PART, SUM
 from worker.schedule import Action, Kind
 from worker.spec.job import Plan
 
@@ -102,7 +102,7 @@ class Topology:
 
     def names(self) -> list[str]:
         """Everything that travels anywhere, in the same order on every rank."""
-        names = [PART, SUM]
+        names = list(replicas.NAMES)
         for stage in range(1, self.stages):
             names += [activation(name, stage) for name in self.cuts[stage].specs]
             names += [gradient(name, stage - 1) for name in sorted(self.cuts[stage].differentiable)]
@@ -111,7 +111,7 @@ class Topology:
 
     def varying(self) -> list[str]:
         """What travels with another shape from minibatch to minibatch, where sequences are of variable length."""
-        names = [name for name in self.names() if name not in (PART, SUM)]
+        names = [name for name in self.names() if name not in replicas.NAMES]
         of_weights = {describe(tie.borrower) for tie in self.ties for describe in (weight, weight_gradient)}
         return [name for name in names if name not in of_weights]
 
