@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 
 run: $(VENV)/run.stamp
 	$(BIN)/vpipe launch configs/local.yml
+	@echo
+	@echo "next: . $(BIN)/activate, then: vpipe logs --rank 1, vpipe status, vpipe init; README.md tells the rest"
 
 test: check
 	$(BIN)/python -m pytest
