@@ -46,19 +46,23 @@ class JobFailed(Exception):
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train, as the keys given to ``vpipe launch``."""
+    """A way to train, as the keys given to ``vpipe launch``.
+
+    ``is_same``: the number of stages changes no bit of it, so more than the first number are run once only.
+    """
 
     name: str
     stages: tuple[int, ...]
     keys: tuple[str, ...]
     color: str
+    is_same: bool = False
 
 
 METHODS = (
-    Method("BSP", (1, 2, 4), (*PARTS, "sync_mode=bsp", *ADAMW), "black"),
+    Method("BSP", (1, 2, 4), (*PARTS, "sync_mode=bsp", *ADAMW), "black", is_same=True),
     Method("ASP, stash", (2, 4), (*WHOLE, *ADAMW), "tab:blue"),
     Method("ASP, stash, PipeMare", (4,), (*WHOLE, *ADAMW, "pipemare=750"), "tab:cyan"),
-    Method("ASP, 2BW", (2, 4), (*PARTS, "pipeline.schedule=2bw", *ADAMW), "tab:green"),
+    Method("ASP, 2BW", (2, 4), (*PARTS, "pipeline.schedule=2bw", *ADAMW), "tab:green", is_same=True),
     Method("ASP, accumulate", (2, 4), (*PARTS, "pipeline.schedule=accumulate", *ADAMW), "tab:red"),
     Method("BSP, NAdam", (1,), (*PARTS, "sync_mode=bsp", *NADAM), "tab:gray"),
     Method("ASP, stash, NAdam", (2, 4), (*WHOLE, *NADAM), "tab:orange"),
@@ -90,12 +94,12 @@ class Trial:
 
 def trials(steps: int, seeds: Sequence[int], rates: Sequence[float]) -> list[Trial]:
     """All jobs; the first seed and rate come first."""
+    runs = [(seed, rate) for seed in seeds for rate in rates]
     return [
         Trial(method, stages, seed, rate, steps)
-        for rate in rates
-        for seed in seeds
+        for seed, rate in runs
         for method in METHODS
-        for stages in method.stages
+        for stages in (method.stages[:1] if method.is_same and (seed, rate) != runs[0] else method.stages)
     ]
 
 
@@ -111,7 +115,8 @@ def run(trial: Trial, home: Path) -> dict[str, Any]:
         subprocess.run([*vpipe, "stop"], env=environment, capture_output=True, timeout=60)
         raise JobFailed(f"not done after {DEADLINE:.0f} s") from None
     if ended.returncode:
-        raise JobFailed(ended.stderr.strip() or ended.stdout.strip())
+        failure = (json.loads(ended.stdout) if ended.stdout else {}).get("first_failure")
+        raise JobFailed(failure["cause"] if failure else ended.stderr.strip())
     status = json.loads(ended.stdout)
     result = status["result"]
     taken = ("loss", "baseline_loss", "seconds", "weights_sha256")
@@ -128,51 +133,43 @@ def _curve(folder: str, trial: Trial) -> list[tuple[int, float]]:
 
 
 def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Markdown: final loss of each method and rate by seed, and its distance from one process with the same seed."""
-    by_key = {_key(record): record for record in records}
-    seeds = sorted({record["seed"] for record in records})
-    yield "| method | stages | lr | " + " | ".join(f"seed {seed} | ± one process" for seed in seeds) + " |"
-    yield "|---|---|---|" + "---|---|" * len(seeds)
-    for name, stages, rate, steps in dict.fromkeys((r["method"], r["stages"], r["lr"], r["steps"]) for r in records):
-        cells = [name, str(stages), f"{rate:g}"]
-        for seed in seeds:
-            record, base = by_key.get((name, stages, seed, rate, steps)), by_key.get((BASELINE, 1, seed, rate, steps))
-            cells.append(f"{record['loss']:.3f}" if record else "")
-            cells.append(f"{record['loss'] - base['loss']:+.3f}" if record and base else "")
+    """Markdown: the final loss of each method, and how far it is above one process with the same seed and rate."""
+    losses = {(r["method"], r["stages"], r["lr"], r["seed"]): r["loss"] for r in records}
+    runs = list(dict.fromkeys((record["lr"], record["seed"]) for record in records))
+    yield "| method | stages | " + " | ".join(f"lr {rate:g}, seed {seed}" for rate, seed in runs) + " |"
+    yield "|---|---|" + "---|" * len(runs)
+    for name, stages in dict.fromkeys((record["method"], record["stages"]) for record in records):
+        cells = [name, str(stages)]
+        for run in runs:
+            loss, base = losses.get((name, stages, *run)), losses.get((BASELINE, 1, *run))
+            cells.append("" if loss is None or base is None else f"{loss:.3f} ({loss - base:+.3f})")
         yield "| " + " | ".join(cells) + " |"
 
 
 def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Above, loss against samples; below, its distance from one process; a column for each number of stages.
-
-    Of the first seed and rate.
-    """
+    """Loss against samples: a row for each rate, a column for each number of stages; of the first seed."""
     from matplotlib.figure import Figure
 
-    first = [r for r in records if all(r[key] == records[0][key] for key in ("seed", "lr", "steps"))]
-    curves = {(record["method"], record["stages"]): record["curve"] for record in first}
-    base = curves[BASELINE, 1]
-    figure = Figure(figsize=(11, 7.5), dpi=120, layout="constrained")
-    for column, (stages, axes) in enumerate(
-        zip((2, 4), figure.subplots(2, 2, sharex=True, sharey="row").T, strict=True)
-    ):
-        axes[0].axhline(first[0]["baseline_loss"], color="tab:gray", linestyle=":", label="guessing by frequency")
-        for method in METHODS:
-            curve = curves.get((method.name, min(stages, method.stages[-1])))
-            if curve is None:
-                continue
-            samples, losses = zip(*curve, strict=True)
-            style = {"color": method.color, "linewidth": 1.2, "label": method.name}
-            axes[0].plot(samples, losses, **style)
-            axes[1].plot(samples, [a - b for a, (_, b) in zip(losses, base, strict=True)], **style)
-        axes[0].set_title(f"{stages} stages")
-        axes[1].set(xlabel="sequences seen", ylim=(-0.25, 0.5))
-        if column == 0:
-            axes[0].set_ylabel("loss (nats per masked token)")
-            axes[1].set_ylabel("above BSP in one process")
-            axes[0].legend(fontsize=8)
-        for each in axes:
-            each.grid(alpha=0.25)
+    first = [record for record in records if record["seed"] == records[0]["seed"]]
+    rates = list(dict.fromkeys(record["lr"] for record in first))
+    figure = Figure(figsize=(11, 4.2 * len(rates)), dpi=120, layout="constrained")
+    panels = figure.subplots(len(rates), 2, sharex=True, sharey=True, squeeze=False)
+    for row, rate in zip(panels, rates, strict=True):
+        curves = {(r["method"], r["stages"]): r["curve"] for r in first if r["lr"] == rate}
+        for stages, axes in zip((2, 4), row, strict=True):
+            axes.axhline(first[0]["baseline_loss"], color="tab:gray", linestyle=":", label="guessing by frequency")
+            for method in METHODS:
+                # What a number of stages does not change is drawn from fewer.
+                measured = [number for number in method.stages if number <= stages and (method.name, number) in curves]
+                if measured:
+                    samples, losses = zip(*curves[method.name, measured[-1]], strict=True)
+                    axes.plot(samples, losses, color=method.color, linewidth=1.2, label=method.name)
+            axes.set_title(f"{stages} stages, lr {rate:g}")
+            axes.grid(alpha=0.25)
+        row[0].set_ylabel("loss (nats per masked token)")
+    for axes in panels[-1]:
+        axes.set_xlabel("sequences seen")
+    panels[0][1].legend(fontsize=8)
     figure.savefig(path)
 
 
@@ -189,8 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.convergence", description=__doc__)
     parser.add_argument("file", nargs="?", type=Path, default=Path("docs/convergence.jsonl"), metavar="FILE")
     parser.add_argument("--steps", type=int, default=3000, help="updates of each job")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rates", type=float, nargs="+", default=[2e-3], help="highest learning rates")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--rates", type=float, nargs="+", default=[2e-3, 1e-3], help="highest learning rates")
     chosen = parser.parse_args(arguments)
     failed = False
     with tempfile.TemporaryDirectory(prefix="vpipe-convergence-") as home:
@@ -206,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with chosen.file.open("a") as lines:
                 lines.write(json.dumps(record) + "\n")
             print(json.dumps({key: value for key, value in record.items() if key != "curve"}), flush=True)
-    if records := _read(chosen.file):
+    if records := [record for record in _read(chosen.file) if record["steps"] == chosen.steps]:
         print("\n".join(table(records)))
         draw(records, chosen.file.with_suffix(".png"))
     return int(failed)

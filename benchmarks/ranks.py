@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -97,8 +98,8 @@ def _complaints(folder: Path, statuses: list[int | None]) -> list[str]:
         if error.exists():
             lines.append(f"rank {rank} failed: {_last_words(error.read_text())}")
         elif stacks.exists() and (stack := stacks.read_text()):
-            frames = [line.strip() for line in stack.splitlines() if line.startswith("  File")]
-            lines.append(f"rank {rank} hung at {' < '.join(frames[:4])}")
+            frames = re.findall(r'File ".*/(\S+)", line (\d+) in (\w+)', stack)
+            lines.append(f"rank {rank} hung in {' < '.join(f'{what} ({file}:{at})' for file, at, what in frames[:4])}")
         elif status:
             lines.append(f"rank {rank} ended with status {status}")
     return lines or ["ranks hung without a word"]

@@ -92,7 +92,9 @@ def _clip(gradients: Weights, limit: float | None) -> None:
             gradient.mul_(limit / norm)
 
 
-def _step(optim: torch.optim.Optimizer, parameters: Weights, gradients: Weights, rate: float) -> None:
+def _step(optim: torch.optim.Optimizer | None, parameters: Weights, gradients: Weights, rate: float) -> None:
+    if optim is None:  # a stage without parameters
+        return
     for name, parameter in parameters.items():
         parameter.grad = gradients.get(name)
     optimizer.set_learning_rate(optim, rate)
@@ -166,7 +168,7 @@ class StageReplay:
             return number // self.per_update
         if depth == "auto":
             warmup = self.warmup
-        elif depth <= self.stages:
+        elif depth <= self.stages or self.stages == 1:
             warmup = min(depth - 1, self.stages - 1 - self.stage)
         else:  # the surplus is spread evenly over the cuts, rounded up
             warmup = -(-(depth - 1) * (self.stages - 1 - self.stage) // (self.stages - 1))

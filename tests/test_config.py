@@ -108,6 +108,17 @@ VALUES = {
         M + "pipeline: {schedule: gpipe}",
         [":2:22: pipeline.schedule: is gpipe, which needs sync_mode bsp"],
     ),
+    "depth of no pipelining": (
+        M + "pipeline: {in_flight: 3, schedule: none}",
+        [":2:23: pipeline.in_flight: must be left out: with schedule none one minibatch is in flight"],
+    ),
+    "depth with replicas": (
+        M + "pipeline: {in_flight: 3, replicas: 2}",
+        [
+            ":2:23: pipeline.in_flight: must be left out: with replicas, 1f1b admits as many minibatches as there are "
+            "ranks"
+        ],
+    ),
 }
 
 MANY = """\

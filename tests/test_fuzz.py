@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests import harness, reference, toy
-from worker import build
+from worker import build, replicas
 from worker.communication import Address, Communicator
 from worker.errors import ScheduleError
 from worker.executor import Executor
@@ -42,6 +42,9 @@ class Case(NamedTuple):
     per_step: int | None = None
     in_flight: int | None = None
     steps: int = 3
+    precision: str = "fp32"
+    varies: bool = False
+    chunks: int = 1
 
     def job(self) -> Job:
         """Raises ScheduleError where the schedule does not fit."""
@@ -50,26 +53,26 @@ class Case(NamedTuple):
             schedule=self.schedule,
             minibatches_per_step=self.per_step,
             in_flight=self.in_flight or "auto",
-            replicas=list(self.replicas) or 1,
         )
         spec = ClusterSpec(
             machines=["cpu"],
             pipeline=pipeline,
+            precision=self.precision,
             optimizer=OptimizerSpec(lr=1e-2, clip_grad_norm=self.clip, warmup_steps=2, schedule="linear"),
             run=RunSpec(steps=self.steps, seed=5, stall_timeout=20.0),
         )
-        chunks = 2 if self.schedule == "interleaved" else 1
-        job = harness.job_of(spec, list(self.partition), self.recompute, list(self.replicas), chunks)
+        job = harness.job_of(spec, list(self.partition), self.recompute, list(self.replicas), self.chunks)
         prove(job.spec, job.plan)
         return job
 
 
 def assert_case(case: Case, prepare: Callable[[], None] | None = None) -> None:
     """Train, and compare with one process to the last bit."""
-    job, model, one_process = case.job(), toy.model(tied=case.tied), getattr(reference, case.sync_mode)
+    job, model, data = case.job(), toy.model(tied=case.tied), toy.Data(varies=case.varies)
     with tempfile.TemporaryDirectory() as folder:
-        weights = harness.train(job, model, toy.Data(), Path(folder), prepare)
-    expected = one_process(job.spec, model, toy.Data(), job.plan)
+        weights = harness.train(job, model, data, Path(folder), prepare)
+    one_process = {"asp": reference.asp, "bsp": reference.bsp}[case.sync_mode]
+    expected = one_process(job.spec, model, data, job.plan)
     assert weights.keys() == expected.keys()
     assert [name for name in weights if not torch.equal(weights[name], expected[name])] == []
 
@@ -99,11 +102,12 @@ def test_matrix_of_flushing_schedules(
     schedule: str, replicas: tuple[int, ...], tied: bool, recompute: float, clip: float | None
 ) -> None:
     """Of the 228 cases of schedule x replicas x tied x recompute x clip, so many that every pair of them is met."""
-    partition = (1, 2, 2, 1) if schedule == "interleaved" else (2, 4)
-    assert_case(Case(schedule, "bsp", partition, replicas, tied, recompute, clip, per_step=4))
+    partition, chunks = ((1, 2, 2, 1), 2) if schedule == "interleaved" else ((2, 4), 1)
+    assert_case(Case(schedule, "bsp", partition, replicas, tied, recompute, clip, per_step=4, chunks=chunks))
 
 
 PARTITIONS = [(6,), (1, 5), (3, 3), (5, 1), (2, 2, 2), (1, 4, 1), (1, 2, 2, 1), (3, 1, 1, 1)]
+CHUNKED = [((1, 2, 2, 1), 2), ((2, 1, 1, 2), 2), ((1, 1, 1, 1, 1, 1), 2), ((1, 1, 1, 1, 1, 1), 3)]
 REPLICAS = {2: [(2, 2), (2, 1), (1, 2), (3, 2), (1, 3)], 3: [(1, 2, 1), (2, 1, 2), (1, 3, 1), (1, 1, 2)]}
 
 
@@ -111,7 +115,7 @@ REPLICAS = {2: [(2, 2), (2, 1), (1, 2), (3, 2), (1, 3)], 3: [(1, 2, 1), (2, 1, 2
 def cases(draw: st.DrawFn) -> Case:
     schedule = draw(st.sampled_from(sorted(SYNC_MODES)))
     sync_mode = draw(st.sampled_from(SYNC_MODES[schedule]))
-    partition = draw(st.sampled_from([p for p in PARTITIONS if schedule != "interleaved" or len(p) == 4]))
+    partition, chunks = draw(st.sampled_from(CHUNKED if schedule == "interleaved" else [(p, 1) for p in PARTITIONS]))
     replicas: tuple[int, ...] = ()
     if schedule in REPLICATED and len(partition) in REPLICAS and draw(st.booleans()):
         replicas = draw(st.sampled_from(REPLICAS[len(partition)]))
@@ -123,26 +127,44 @@ def cases(draw: st.DrawFn) -> Case:
         replicas,
         # Under ASP stages that share a weight must have equally many replicas.
         draw(st.booleans()) if sync_mode == "bsp" or not replicas or replicas[0] == replicas[-1] else False,
-        draw(st.sampled_from([0.0, 0.34, 0.5, 1.0])),
+        # Under accumulate recomputed layers meet newer weights as backwards do, which the reference does not replay.
+        draw(st.sampled_from([0.0, 0.34, 0.5, 1.0])) if schedule != "accumulate" else 0.0,
         draw(st.sampled_from([None, 0.1, 0.5])),
         draw(st.integers(1, 8)) if accumulates else None,
-        draw(st.none() | st.integers(1, 9)) if not replicas else None,
+        draw(st.none() | st.integers(1, 9)) if schedule != "none" and (not replicas or schedule == "gpipe") else None,
         draw(st.integers(1, 4)) if accumulates else draw(st.integers(1, 12)),
+        draw(st.sampled_from(["fp32", "fp32", "bf16"])),
+        draw(st.booleans()),
+        chunks,
     )
 
 
-bounded = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=False
-)
+def make_small_buckets() -> None:
+    """Several buckets of gradients, small as the model is."""
+    replicas.BUCKET_ELEMENTS = 100
 
 
-@bounded
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_any_case_is_exact(case: Case) -> None:
     try:
         case.job()
     except ScheduleError:
         assume(False)
+    assert_case(case, make_small_buckets)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("1f1b", "asp", (3, 3), in_flight=60, steps=70),
+        Case("zb-h2", "bsp", (3, 3), in_flight=60, per_step=60, steps=1),
+        Case("interleaved", "bsp", (1, 2, 2, 1), in_flight=30, per_step=30, steps=1, chunks=2),
+    ],
+    ids=lambda case: case.schedule,
+)
+def test_many_minibatches_in_flight_do_not_deadlock(case: Case) -> None:
+    """Ranks that wait for their oldest send too soon wait for each other."""
     assert_case(case)
 
 
@@ -196,6 +218,7 @@ class Late(Communicator):
 
 def make_late() -> None:
     """Late messages, and random pauses between actions."""
+    make_small_buckets()
     execute = Executor._execute
     generator = random.Random()
 
@@ -219,7 +242,7 @@ def make_late() -> None:
         Case("1f1b", "bsp", (2, 4), (2, 2), per_step=5),
         Case("1f1b", "bsp", (2, 4), (1, 3), per_step=5),
         Case("gpipe", "bsp", (1, 2, 2, 1), per_step=4),
-        Case("interleaved", "bsp", (1, 2, 2, 1), per_step=4),
+        Case("interleaved", "bsp", (1, 2, 2, 1), per_step=4, chunks=2),
         Case("zb-h2", "bsp", (2, 2, 2), per_step=5),
     ],
     ids=lambda case: f"{case.schedule}-{case.sync_mode}-{case.partition}-{case.replicas}",

@@ -21,7 +21,7 @@ from worker.precision import DTYPES, LOSS_SCALE, LossScaler
 from worker.replicas import ReplicaGroup
 from worker.runtime import LOSS_WEIGHTS, LOSSES, Feed, StageRuntime
 from worker.schedule import Action
-from worker.schedule.job import admitted, delay, minibatches_per_step, rank_actions, stage_versions
+from worker.schedule.job import delay, minibatches_per_step, rank_actions, stage_versions, window
 from worker.spec.job import Job
 from worker.spec.records import StepMetrics
 from worker.stage import Stage
@@ -46,9 +46,11 @@ class Builder:
         self.topologies = [_topology(job, self.flow, signature, len(model.losses), s, rank) for s in stages]
 
     def digest(self) -> str:
-        """SHA-256 over job, code, and the shapes of everything that travels: what all ranks must agree on."""
+        """SHA-256 over job, code, parameters and what travels: what all ranks must agree on."""
         cuts = [sorted(cut.specs.items()) for cut in self.flow.cuts]
-        return hashlib.sha256(f"{self.job.digest()} {cuts} {self.topologies[0].names()}".encode()).hexdigest()
+        parameters = [(name, self.flow.spec(name), self.flow.tied.get(name)) for name in self.flow.holders]
+        agreed = f"{self.job.digest()} {cuts} {parameters} {self.topologies[0].names()}"
+        return hashlib.sha256(agreed.encode()).hexdigest()
 
     def actions(self) -> Iterator[Action]:
         """All Actions of this rank over the whole run."""
@@ -59,9 +61,10 @@ class Builder:
     ) -> Executor:
         """The rank, ready to run: its stages materialised and initialised, nobody else's."""
         spec = self.job.spec
-        window = admitted(spec, self.job.plan)
         names, varying = self.topologies[0].names(), self.topologies[0].varying() if self.signature.varies else []
-        communicator = Communicator(names, self.device, spec.run.stall_timeout, waiting, window, varying)
+        communicator = Communicator(
+            names, self.device, spec.run.stall_timeout, waiting, window(spec, self.job.plan), varying
+        )
         ranks = self.job.plan.ranks_of(self.topologies[0].stage)
         rule = UpdateRule(
             spec.optimizer,
@@ -96,7 +99,7 @@ class Builder:
             specs = {name: self.flow.spec(name) for name in stage.stash.current.leaves}
             specs |= {name: self.flow.spec(name) for name in stage.stash.borrowed}
             losses = {LOSSES: TensorSpec((len(self.model.losses) if topology.is_last else 0,), torch.float32)}
-            group = ReplicaGroup(communicator, ranks, self.rank, specs | losses, self.device)
+            group = ReplicaGroup(communicator, ranks, self.rank, losses | specs, self.device)
         versions_of = partial(stage_versions, self.job.spec, self.job.plan)
         rule = optimizer.build(self.job.spec.optimizer, stage.stash.parameters, optimizer.outer(self.flow))
         return StageRuntime(topology, stage, communicator, rule, feed, scaler, group, versions_of)

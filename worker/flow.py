@@ -18,7 +18,8 @@ from worker.precision import rounded
 class Cut:
     """The tensors that cross between two layers, in an order both sides know.
 
-    ``differentiable`` are those whose gradient travels back: floating point, and made by a layer, not by the data.
+    ``differentiable`` are those whose gradient travels back: a parameter comes before them, and the loss depends on
+    them by a way that autograd can go.
     With ``varies`` each minibatch has sizes of its own.
     """
 
@@ -62,20 +63,21 @@ def trace(model: Model, signature: Signature, dtype: torch.dtype | None = None) 
     """
     _check_names(model, signature)
     modules = tuple(_build(layer) for layer in model.layers)
+    holders = _holders(model, modules)
     values = {name: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for name, spec in signature.inputs.items()}
-    from_data = set(values)
-    cuts = []
+    before: list[dict[str, Tensor]] = []
+    links: list[Links] = []
     for index, layer in enumerate(model.layers):
         _check_inputs(model, index, values, signature)
-        live = [name for name in values if _is_needed(name, model.layers[index:])]
-        cuts.append(_cut({name: values[name] for name in live}, from_data, signature.varies))
+        before.append({name: values[name] for name in values if _is_needed(name, model.layers[index:])})
         if index < len(model.layers) - 1:
-            for name, value in zip(layer.outputs, _run(layer, modules[index], values), strict=True):
-                values[name] = rounded(value, dtype)
-                from_data.discard(name)
-    holders = _holders(model, modules)
+            results, link = _run(layer, modules[index], values)
+            values |= {name: rounded(value, dtype) for name, value in results.items()}
+            links.append(link)
+    wanted = _wanted(model.layers, links)
+    cuts = tuple(_cut(live, names, signature.varies) for live, names in zip(before, wanted, strict=True))
     tied = {name: model.tied[name] for name in holders if name in model.tied}
-    flow = Flow(tuple(cuts), tuple(layer.name for layer in model.layers), modules, holders, tied)
+    flow = Flow(cuts, tuple(layer.name for layer in model.layers), modules, holders, tied)
     _check_ties(model.tied, flow)
     return flow
 
@@ -135,10 +137,10 @@ def _is_needed(name: str, layers: Sequence[Layer]) -> bool:
     return False
 
 
-def _cut(values: Mapping[str, Tensor], from_data: set[str], varies: bool) -> Cut:
+def _cut(values: Mapping[str, Tensor], wanted: set[str], varies: bool) -> Cut:
     return Cut(
         specs={name: TensorSpec.of(value) for name, value in values.items()},
-        differentiable=frozenset(n for n, v in values.items() if v.is_floating_point() and n not in from_data),
+        differentiable=frozenset(name for name, value in values.items() if value.requires_grad and name in wanted),
         varies=varies,
     )
 
@@ -153,17 +155,52 @@ def _check_inputs(model: Model, index: int, values: Mapping[str, Tensor], signat
         )
 
 
-def _run(layer: Layer, module: nn.Module, values: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """The outputs of one layer on the meta device."""
+Links = Mapping[str, set[str]]
+"""For each output of a layer the inputs that it passes gradients to."""
+
+
+def _run(layer: Layer, module: nn.Module, values: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Links]:
+    """The outputs of one layer on the meta device; they require a gradient where a parameter comes before them."""
+    leaves = {name: values[name].detach().requires_grad_(values[name].requires_grad) for name in layer.inputs}
+    versions = {name: leaf._version for name, leaf in leaves.items()}
     try:
-        with torch.no_grad():
-            result = module(*(values[name] for name in layer.inputs))
+        result = module(*(leaves[name] for name in layer.inputs))
     except Exception as error:
         raise ModelError(
             f"layer {layer.name} fails on its input: {_brief(error)}",
             "layers are first run without values, to learn shapes; no shape may depend on a value",
         ) from error
-    return outputs_of(layer, result)
+    if written := [name for name, leaf in leaves.items() if leaf._version != versions[name]]:
+        hint = "compute a new tensor: this one may be on its way to another stage, or be needed to recompute the layer"
+        raise ModelError(f"layer {layer.name} writes to its input {written[0]}", hint)
+    outputs = dict(zip(layer.outputs, outputs_of(layer, result), strict=True))
+    names = {id(leaf): name for name, leaf in leaves.items()}
+    links = {name: {names[leaf] for leaf in _leaves(value) if leaf in names} for name, value in outputs.items()}
+    return {name: value.detach().requires_grad_(value.requires_grad) for name, value in outputs.items()}, links
+
+
+def _leaves(value: Tensor) -> set[int]:
+    """The ids of all leaves that a backward from ``value`` would reach."""
+    found, seen = {id(value)}, set()
+    stack = [value.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.add(id(getattr(node, "variable", None)))
+        stack += [following for following, _ in node.next_functions]
+    return found
+
+
+def _wanted(layers: Sequence[Layer], links: Sequence[Links]) -> list[set[str]]:
+    """For each cut the names of the values whose gradient comes from the loss. The last layer may use any it takes."""
+    wanted = [set(layers[-1].inputs)]
+    for layer, link in zip(layers[-2::-1], reversed(links), strict=True):
+        behind = wanted[0]
+        used = [link[name] for name in layer.outputs if name in behind]
+        wanted.insert(0, (behind - set(layer.outputs)).union(*used))
+    return wanted
 
 
 def _holders(model: Model, modules: Sequence[nn.Module]) -> dict[str, int]:

@@ -28,17 +28,19 @@ def outer(flow: Flow) -> frozenset[str]:
     return frozenset(embeddings | {name for name, layer in flow.holders.items() if layer == last})
 
 
-def build(spec: OptimizerSpec, parameters: Mapping[str, nn.Parameter], outer: Collection[str] = ()) -> Optimizer | None:
+def build(
+    spec: OptimizerSpec, parameters: Mapping[str, nn.Parameter], not_hidden: Collection[str] = ()
+) -> Optimizer | None:
     """The optimizer of one stage, None for one without parameters.
 
     Every rule updates a parameter by that parameter and its own gradients alone, so the partition changes nothing.
     Weight decay spares vectors: biases and the parameters of norms.
 
     Args:
-        outer: names of matrices that Muon leaves to AdamW.
+        not_hidden: names of matrices that Muon leaves to AdamW, as ``outer`` gives them.
     """
     if spec.name == "muon":
-        return _muon(spec, parameters, outer)
+        return _muon(spec, parameters, not_hidden)
     groups = _groups(spec, parameters.values())
     if not groups:
         return None
@@ -105,8 +107,8 @@ def _groups(spec: OptimizerSpec, parameters: Iterable[nn.Parameter]) -> list[Gro
     return [group for group in (matrices, vectors) if group["params"]]
 
 
-def _muon(spec: OptimizerSpec, parameters: Mapping[str, nn.Parameter], outer: Collection[str]) -> Optimizer | None:
-    hidden = {name: p for name, p in parameters.items() if p.dim() == 2 and name not in outer}
+def _muon(spec: OptimizerSpec, parameters: Mapping[str, nn.Parameter], not_hidden: Collection[str]) -> Optimizer | None:
+    hidden = {name: p for name, p in parameters.items() if p.dim() == 2 and name not in not_hidden}
     others = [p for name, p in parameters.items() if name not in hidden]
     if not parameters:
         return None

@@ -16,6 +16,9 @@ from torch import Tensor
 from worker.communication import Address, Communicator, Expected, Pending
 from worker.data.base import TensorSpec
 
+GIVEN = "given"
+"""Rides along in a sum: how many replicas have each of the tensors."""
+
 MOST_BUCKETS = 32
 BUCKET_ELEMENTS = 2**20
 """A bucket is at least this large, 4 MiB, and larger where more than MOST_BUCKETS would be needed."""
@@ -51,7 +54,7 @@ class ReplicaGroup:
     """The replicas of one stage, as one of them sees the others.
 
     Args:
-        specs: everything that may be summed, by name, in the order of layers; float32.
+        specs: everything that may be summed, by name; float32. What comes last leaves first, as in a backward.
     """
 
     def __init__(
@@ -61,9 +64,9 @@ class ReplicaGroup:
         self._ranks = ranks
         self._rank = rank
         self._others = [other for other in ranks if other != rank]
-        self._specs = specs
+        self._specs = {GIVEN: TensorSpec((len(specs) + 1,), torch.float32), **specs}
         self._device = device
-        self._buckets = _buckets({name: _size(spec) for name, spec in specs.items()})
+        self._buckets = _buckets({name: _size(spec) for name, spec in self._specs.items()})
         self._exchanges: dict[int, Exchange] = {}
 
     def __len__(self) -> int:
@@ -83,7 +86,13 @@ class ReplicaGroup:
             self._leave(exchange, minibatch)
 
     def sum(self, tensors: Mapping[str, Tensor], minibatch: int) -> dict[str, Tensor]:
-        """The sums over all replicas, by name. What was not given before is taken from here, or counts as zeros."""
+        """The sums over all replicas, by name. What some of them lack counts as zeros; what all lack is left out.
+
+        Args:
+            tensors: all there is here; what was given before is not taken again.
+        """
+        present = torch.tensor([1.0 if name in tensors else 0.0 for name in self._specs])
+        tensors = {**tensors, GIVEN: present}
         for number in range(len(self._buckets)):
             exchange = self._exchange(number)
             for name in exchange.missing & tensors.keys():
@@ -96,7 +105,8 @@ class ReplicaGroup:
         sums: dict[str, Tensor] = {}
         for number in sorted(exchanges):
             sums |= self._gathered(exchanges[number])
-        return {name: sums[name] for name in self._specs}
+        counts = dict(zip(self._specs, sums[GIVEN].tolist(), strict=True))
+        return {name: sums[name] for name, count in counts.items() if count}
 
     def _exchange(self, number: int) -> Exchange:
         if number not in self._exchanges:

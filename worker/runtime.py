@@ -160,7 +160,7 @@ class StageRuntime:
         if update.steps > 1:
             for tensor in sums.values():
                 tensor.div_(update.steps)
-        self._losses = sums.pop(LOSSES).tolist()
+        self._losses = sums.pop(LOSSES).tolist() if LOSSES in sums else []
         self.stash.gradients = sums
 
     def return_borrowed(self, minibatch: int) -> None:
@@ -188,7 +188,7 @@ class StageRuntime:
         if self.optimizer is not None and is_finite:
             self.stash.before_update()
             for name, parameter in self.stash.parameters.items():
-                parameter.grad = gradients.get(name)
+                parameter.grad = gradients.get(name) if parameter.requires_grad else None
             optim.set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
             self.optimizer.zero_grad()

@@ -57,15 +57,17 @@ class WeightStash:
     ) -> None:
         self._stashes = stashes
         self._slots: dict[str, Slot] = {}
+        self._frozen: set[str] = set()
         self.parameters: dict[str, nn.Parameter] = {}
         """Owned parameters by full name: what the optimizer updates."""
         for layer, module in modules.items():
             for name, slot in _slots(module).items():
-                full = f"{layer}.{name}"
+                full, parameter = f"{layer}.{name}", getattr(*slot)
                 self._slots[full] = slot
                 if full not in tied:
-                    parameter = getattr(*slot)
                     self.parameters[full] = parameter
+                if not parameter.requires_grad:
+                    self._frozen.add(full)
         self.borrowed = {name: owner for name, owner in tied.items() if name in self._slots}
         """Borrowed parameters of this stage -> their owners, which may be in this stage too."""
         self.tied = {name: owner for name, owner in tied.items() if owner in self.parameters}
@@ -149,7 +151,7 @@ class WeightStash:
 
     def borrow(self, name: str, value: Tensor) -> None:
         """Use ``value``, just received from its owner's stage, for the borrowed parameter ``name`` from now on."""
-        self._received[name] = value.requires_grad_()
+        self._received[name] = value.requires_grad_(name not in self._frozen)
         for index, version in enumerate(self._versions):
             self._versions[index] = replace(version, leaves={**version.leaves, **self._received})
 

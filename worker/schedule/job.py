@@ -53,13 +53,18 @@ def delay(spec: ClusterSpec, plan: Plan, stage: int) -> int:
     return max((minibatch // covered - version for minibatch, version in steady), default=0)
 
 
-def admitted(spec: ClusterSpec, plan: Plan) -> int:
-    """The most minibatches that have entered the first stage and not come back to it yet, on all its replicas."""
+def window(spec: ClusterSpec, plan: Plan) -> int:
+    """How many minibatches behind the newest one of a rank its oldest message can be on its way.
+
+    Those that the first stage's replicas admit at once; and an update bears the number of the last minibatch of any of
+    its replicas.
+    """
     first_steps = (
         takewhile(lambda action: action.kind is not Kind.UPDATE, rank_actions(spec, plan, rank))
         for rank in plan.ranks_of(0)
     )
-    return sum(int(peak_activations((a for a in actions if a.stage == 0), 0.0)) for actions in first_steps)
+    entered = sum(int(peak_activations((a for a in actions if a.stage == 0), 0.0)) for actions in first_steps)
+    return entered + max(plan.replicas) - 1
 
 
 def prove(spec: ClusterSpec, plan: Plan) -> None:

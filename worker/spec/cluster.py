@@ -149,6 +149,11 @@ class PipelineSpec(Section):
         if self.replicas != 1 and self.schedule not in REPLICATED:
             message = f"needs schedule {', '.join(REPLICATED)}; {self.schedule} runs one rank per stage"
             yield Misfit(message, ("replicas", "schedule"))
+        if self.in_flight != "auto" and self.schedule == "none":
+            yield Misfit("must be left out: with schedule none one minibatch is in flight", ("in_flight", "schedule"))
+        elif self.in_flight != "auto" and self.schedule == "1f1b" and self.replicas != 1:
+            message = "must be left out: with replicas, 1f1b admits as many minibatches as there are ranks"
+            yield Misfit(message, ("in_flight", "replicas"))
         for key in ("partition", "recompute_ratio", "replicas"):
             value = getattr(self, key)
             if self.stages is not None and isinstance(value, list) and len(value) != self.stages:

@@ -1,0 +1,122 @@
+"""Sums over replicas: in their order whatever the buckets, of what any of them has, and none of what all lack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests import harness, ranks, reference, toy
+from worker import replicas
+from worker.communication import Communicator
+from worker.data.base import TensorSpec
+from worker.metrics import Stopwatch
+from worker.models.base import Layer, Model
+from worker.replicas import NAMES, ReplicaGroup
+from worker.spec.cluster import ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
+
+CPU = torch.device("cpu")
+SHAPES = {"a": (3, 5), "b": (7,), "empty": (0,), "c": (2, 2), "scalar": (), "nobody": (4,)}
+SPECS = {name: TensorSpec(shape, torch.float32) for name, shape in SHAPES.items()}
+
+
+def of(rank: int, update: int = 0) -> dict[str, Tensor]:
+    """What one replica has: the second lacks ``b``, and all lack ``nobody``."""
+    generator = torch.Generator().manual_seed(100 * update + rank)
+    tensors = {name: torch.randn(spec.shape, generator=generator) * 10.0**rank for name, spec in SPECS.items()}
+    return {name: tensor for name, tensor in tensors.items() if name != "nobody" and (name, rank) != ("b", 1)}
+
+
+def in_order(count: int, update: int = 0) -> dict[str, Tensor]:
+    given = [of(rank, update) for rank in range(count)]
+    return {name: sum(each[name] for each in given if name in each) for name in SHAPES if name != "nobody"}
+
+
+def on_replicas(
+    count: int, folder: Path, body: Callable[[ReplicaGroup, int], dict[str, Tensor]], elements: int = 2**20
+) -> list[dict[str, Tensor]]:
+    def joined(rank: int) -> dict[str, Tensor]:
+        ranks.join(rank, count, folder)
+        replicas.BUCKET_ELEMENTS = elements
+        communicator = Communicator(NAMES, CPU, 10.0, Stopwatch(), 4)
+        result = body(ReplicaGroup(communicator, range(count), rank, SPECS, CPU), rank)
+        communicator.finish()
+        return result
+
+    return ranks.run(count, folder, joined)
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], torch.as_tensor(expected[name]))] == []
+
+
+@pytest.mark.parametrize("elements", [1, 6, 2**20])
+@pytest.mark.parametrize("count", [2, 3])
+def test_all_replicas_get_the_sums_in_their_order(count: int, elements: int, tmp_path: Path) -> None:
+    for found in on_replicas(count, tmp_path, lambda group, rank: group.sum(of(rank), 5), elements):
+        assert_same(found, in_order(count))
+
+
+def test_tensors_may_be_given_ahead_and_one_replica_may_have_none(tmp_path: Path) -> None:
+    """In the order of a backward on one, in another on the other, not at all on the third; twice in a row."""
+
+    def body(group: ReplicaGroup, rank: int) -> dict[str, Tensor]:
+        for update in range(2):
+            tensors = of(rank, update) if rank < 2 else {}
+            for name in reversed(tensors) if rank == 0 else tensors:
+                group.give(name, tensors[name], update)
+            sums = group.sum(tensors, update)
+        return sums
+
+    for found in on_replicas(3, tmp_path, body, elements=4):
+        assert_same(found, in_order(2, update=1))
+
+
+class Idle(nn.Module):
+    """A layer without parameters."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden.tanh()
+
+
+class Partly(nn.Module):
+    """A layer that never uses some of its parameters; others are frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused, self.frozen = (nn.Linear(toy.WIDTH, toy.WIDTH) for _ in range(3))
+        self.frozen.requires_grad_(False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.gelu(self.used(hidden)) + self.frozen(hidden)
+
+
+@pytest.mark.parametrize("counts", [[1, 1, 1], [1, 2, 1], [2, 2, 2]], ids=str)
+@pytest.mark.parametrize("module", [Idle, Partly])
+@pytest.mark.parametrize("sync_mode", ["asp", "bsp"])
+def test_parameters_without_gradients_stay_as_they_are(
+    sync_mode: str, module: type[nn.Module], counts: list[int], tmp_path: Path
+) -> None:
+    """A gradient of zero would decay them, and move them by the momentum they have."""
+    plain = toy.model(blocks=2)
+    middle = Layer("middle", module, ("hidden",), ("hidden",))
+    model = Model((*plain.layers[:2], middle, *plain.layers[2:]), tied=plain.tied)
+    spec = ClusterSpec(
+        machines=["cpu"],
+        pipeline=PipelineSpec(sync_mode=sync_mode, minibatches_per_step=3 if sync_mode == "bsp" else None),
+        optimizer=OptimizerSpec(lr=1e-2, weight_decay=0.5, clip_grad_norm=0.5),
+        run=RunSpec(steps=5, stall_timeout=20.0),
+    )
+    job = harness.job_of(spec, [2, 1, 2], replicas=counts)
+    one_process = {"asp": reference.asp, "bsp": reference.bsp}[sync_mode]
+    weights = harness.train(job, model, toy.Data(), tmp_path)
+    assert_same(weights, one_process(spec, model, toy.Data(), job.plan))
+    if module is Partly:
+        start = reference.Whole(model, toy.Data(), spec.run.seed, "fp32").owned()
+        moved = {name for name in weights if "middle" in name and not torch.equal(weights[name], start[name])}
+        assert moved == {"middle.used.weight", "middle.used.bias"}
