@@ -1,4 +1,4 @@
-"""loss.png: the loss of a run over its steps, beside that of guessing. """
+"""loss.png: the loss of a run over its steps, beside that of guessing."""
 
 from __future__ import annotations
 

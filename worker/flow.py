@@ -19,8 +19,7 @@ class Cut:
     """The tensors that cross between two layers, in an order both sides know.
 
     ``differentiable`` are those whose gradient travels back: a parameter comes before them, and the loss depends on
-    them by a way that autograd can go.
-    With ``varies`` each minibatch has sizes of its own.
+    them in a way that autograd can follow. With ``varies`` each minibatch has sizes of its own.
     """
 
     specs: Mapping[str, TensorSpec]
@@ -164,7 +163,8 @@ def _run(layer: Layer, module: nn.Module, values: Mapping[str, Tensor]) -> tuple
     leaves = {name: values[name].detach().requires_grad_(values[name].requires_grad) for name in layer.inputs}
     versions = {name: leaf._version for name, leaf in leaves.items()}
     try:
-        result = module(*(leaves[name] for name in layer.inputs))
+        with torch.enable_grad():
+            result = module(*(leaves[name] for name in layer.inputs))
     except Exception as error:
         raise ModelError(
             f"layer {layer.name} fails on its input: {_brief(error)}",
