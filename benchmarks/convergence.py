@@ -61,7 +61,7 @@ class Method:
 METHODS = (
     Method("BSP", (1, 2, 4), (*PARTS, "sync_mode=bsp", *ADAMW), "black", is_same=True),
     Method("ASP, stash", (2, 4), (*WHOLE, *ADAMW), "tab:blue"),
-    Method("ASP, stash, PipeMare", (4,), (*WHOLE, *ADAMW, "pipemare=750"), "tab:cyan"),
+    Method("ASP, stash, PipeMare", (4,), (*WHOLE, *ADAMW, "pipemare=375"), "tab:cyan"),
     Method("ASP, 2BW", (2, 4), (*PARTS, "pipeline.schedule=2bw", *ADAMW), "tab:green", is_same=True),
     Method("ASP, accumulate", (2, 4), (*PARTS, "pipeline.schedule=accumulate", *ADAMW), "tab:red"),
     Method("BSP, NAdam", (1,), (*PARTS, "sync_mode=bsp", *NADAM), "tab:gray"),
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing, then print the table and draw FILE's picture beside it; 1 if a job failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.convergence", description=__doc__)
     parser.add_argument("file", nargs="?", type=Path, default=Path("docs/convergence.jsonl"), metavar="FILE")
-    parser.add_argument("--steps", type=int, default=3000, help="updates of each job")
+    parser.add_argument("--steps", type=int, default=1500, help="updates of each job")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-3, 1e-3], help="highest learning rates")
     chosen = parser.parse_args(arguments)
