@@ -45,6 +45,13 @@ VALUES = {
         M + "pipeline: {stages: 4}",
         [":2:20: pipeline.stages: is 4 but machines gives 2 devices; they must be equal"],
     ),
+    "accumulate with recomputation": (
+        M + "pipeline: {schedule: accumulate, recompute_ratio: 0.5}",
+        [
+            ":2:51: pipeline.recompute_ratio: needs another schedule: under accumulate a layer would be recomputed "
+            "with newer weights"
+        ],
+    ),
     "partition sum": (
         M + "pipeline:\n  partition: [4, 5]",
         [":3:14: pipeline.partition: adds up to 9 but the model has 10 layers"],

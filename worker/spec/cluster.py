@@ -149,6 +149,10 @@ class PipelineSpec(Section):
         if self.replicas != 1 and self.schedule not in REPLICATED:
             message = f"needs schedule {', '.join(REPLICATED)}; {self.schedule} runs one rank per stage"
             yield Misfit(message, ("replicas", "schedule"))
+        ratios = self.recompute_ratio if isinstance(self.recompute_ratio, list) else [self.recompute_ratio]
+        if self.schedule == "accumulate" and any(ratios):
+            message = "needs another schedule: under accumulate a layer would be recomputed with newer weights"
+            yield Misfit(message, ("recompute_ratio",))
         if self.in_flight != "auto" and self.schedule == "none":
             yield Misfit("must be left out: with schedule none one minibatch is in flight", ("in_flight", "schedule"))
         elif self.in_flight != "auto" and self.schedule == "1f1b" and self.replicas != 1:
