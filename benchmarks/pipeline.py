@@ -82,13 +82,14 @@ def cases(quick: bool) -> list[Case]:
 
 
 def _quick() -> list[Case]:
-    real = [*bsp(2, 8, ("1f1b", "zb-h1")), *plain(8), *asp(2, 16, 8)]
+    stream = [*bsp(2, 8, ("1f1b",))[:-1], *asp(2, 16, 8)]
     wide = [*bsp(8, 32, ("1f1b",)), *asp(8, 200, 16)]
     return [
-        _real("real p2", real, 3, 120.0),
-        _sleeping(4, 64 * KB, bsp(4, 16), 3, 40.0),
-        _sleeping(4, 4 * MB, bsp(4, 16), 3, 40.0),
-        _sleeping(8, MB, wide, 3, 90.0),
+        _real("real p2", [*bsp(2, 8, ("1f1b", "zb-h1")), *plain(8)], 2, 90.0),
+        _real("real p2 stream", stream, 2, 75.0),
+        _sleeping(4, 64 * KB, bsp(4, 16), 3, 35.0),
+        _sleeping(4, 4 * MB, bsp(4, 16), 3, 35.0),
+        _sleeping(8, MB, wide, 2, 65.0),
     ]
 
 

@@ -99,10 +99,11 @@ def _complaints(folder: Path, statuses: list[int | None]) -> list[str]:
             lines.append(f"rank {rank} failed: {_last_words(error.read_text())}")
         elif stacks.exists() and (stack := stacks.read_text()):
             frames = re.findall(r'File ".*/(\S+)", line (\d+) in (\w+)', stack)
-            lines.append(f"rank {rank} hung in {' < '.join(f'{what} ({file}:{at})' for file, at, what in frames[:4])}")
+            place = " < ".join(f"{what} ({file}:{at})" for file, at, what in frames[:4])
+            lines.append(f"rank {rank} was at the deadline in {place}")
         elif status:
             lines.append(f"rank {rank} ended with status {status}")
-    return lines or ["ranks hung without a word"]
+    return lines or ["ranks did not end, and said nothing"]
 
 
 def _last_words(text: str) -> str:
