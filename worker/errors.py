@@ -7,7 +7,12 @@ VpipeError                 100  the job failed
   NotFinished              101  asked for something only a finished run has
   RunNotFound              102  no such run
   RunStopped               103  the run was stopped by the user
-  PreflightError           104  this machine cannot run the job
+  PreflightError           104  a machine cannot run the job
+  UnreachableError         105  a host does not answer, or the connection to it broke
+    UntrustedHost          105  a host's key is unknown or has changed
+  ImageError               106  the image could not be built, or is not what it should be
+    TransferError          106  a machine could not take a file
+  CheckpointError          107  a checkpoint is missing, damaged, or of another job
   RankError                100  one rank could not go on
     PeerLost               100  another rank went away: a consequence, never the cause
     StallError             100  nothing arrived within ``run.stall_timeout``
@@ -90,9 +95,35 @@ class RunStopped(VpipeError):
 
 
 class PreflightError(VpipeError):
-    """This machine cannot run the job as described."""
+    """A machine cannot run the job as described."""
 
     exit_code = 104
+
+
+class UnreachableError(VpipeError):
+    """A host does not answer, or the connection to it broke. What runs there is unknown, not failed."""
+
+    exit_code = 105
+
+
+class UntrustedHost(UnreachableError):
+    """A host's key is unknown or has changed; the message carries its fingerprint."""
+
+
+class ImageError(VpipeError):
+    """The image could not be built, or is not what it should be."""
+
+    exit_code = 106
+
+
+class TransferError(ImageError):
+    """A machine could not take a file: disk full, no permission."""
+
+
+class CheckpointError(VpipeError):
+    """A checkpoint is missing, damaged, or of another job."""
+
+    exit_code = 107
 
 
 class RankError(VpipeError):

@@ -1,0 +1,1 @@
+"""How vpipe reaches a machine: this one directly, others over SSH."""
