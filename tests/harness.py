@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests import ranks
 from worker.build import Builder
+from worker.communication import Communicator
 from worker.data.base import Source
 from worker.feed import Feeder
 from worker.metrics import Stopwatch
@@ -81,6 +82,11 @@ def _rank(
     executor.run(builder.actions())
     dist.barrier()
     return {name: parameter.detach().clone() for name, parameter in executor.parameters().items()}
+
+
+def make_far() -> None:
+    """From now on this process shares no memory with other ranks, as if each were on a machine of its own."""
+    Communicator.connect = lambda self: None  # type: ignore[method-assign]
 
 
 def _ignore(step: StepMetrics) -> None:

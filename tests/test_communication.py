@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,30 @@ from worker.metrics import Stopwatch
 CPU = torch.device("cpu")
 NAMES = ["x", "y"]
 FLOAT = TensorSpec((3,), torch.float32)
+SHARES = False
 
 
 def communicator(timeout: float = 20.0, window: int = 1000, varying: tuple[str, ...] = ()) -> Communicator:
-    return Communicator(NAMES, CPU, timeout, Stopwatch(), window, varying)
+    made = Communicator(NAMES, CPU, timeout, Stopwatch(), window, varying)
+    if SHARES and dist.is_initialized():
+        made.connect()
+    return made
 
 
 def expected(what: str = "x", minibatch: int = 0, spec: TensorSpec = FLOAT) -> Expected:
     return Expected(Address(what, 0, 1, minibatch), spec)
+
+
+@pytest.fixture(params=[False, True], ids=["network", "shared-memory"], autouse=True)
+def shares(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test here runs between machines and on one."""
+    global SHARES
+    SHARES = request.param
+    yield
+    SHARES = False
+
+
+network_only = pytest.mark.parametrize("shares", [False], indirect=True, ids=["network"])
 
 
 def on_two_ranks(folder: Path, body: Any, timeout: float = 20.0) -> list[Any]:
@@ -118,6 +135,7 @@ def test_sends_are_not_waited_for_within_the_window(tmp_path: Path) -> None:
     assert on_two_ranks(tmp_path, body) == [sum(range(200))] * 2
 
 
+@network_only
 def test_memory_of_sends_is_let_go_behind_the_window(tmp_path: Path) -> None:
     def body(rank: int) -> int:
         mine = communicator(window=3)
@@ -151,6 +169,7 @@ def test_a_message_that_never_comes_is_named(tmp_path: Path) -> None:
     assert stalls and set(stalls) <= known
 
 
+@network_only
 def test_a_send_that_nobody_takes_is_named(tmp_path: Path) -> None:
     def body(rank: int) -> None:
         mine = communicator(timeout=0.3)

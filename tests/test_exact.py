@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,16 @@ def assert_equal(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
     assert not wrong
 
 
-def assert_exact(job: Job, folder: Path, model: Model = MODEL, source: Source = DATA) -> None:
+def assert_exact(
+    job: Job,
+    folder: Path,
+    model: Model = MODEL,
+    source: Source = DATA,
+    prepare: Callable[[], None] | None = None,
+) -> None:
     """Train ``job`` and compare its weights with those of the one-process reference."""
     one_process = {"asp": reference.asp, "bsp": reference.bsp}[job.spec.pipeline.sync_mode]
-    assert_equal(harness.train(job, model, source, folder), one_process(job.spec, model, source, job.plan))
+    assert_equal(harness.train(job, model, source, folder, prepare), one_process(job.spec, model, source, job.plan))
 
 
 @pytest.mark.parametrize("recompute", [0.0, 0.5, 1.0])
@@ -60,6 +67,13 @@ def test_bsp_equals_one_process(schedule: str, partition: list[int], recompute: 
 def test_asp_equals_its_replay(partition: list[int], recompute: float, tmp_path: Path) -> None:
     job = harness.job_of(spec("asp", steps=20), partition, recompute)
     assert_exact(job, tmp_path)
+
+
+@pytest.mark.parametrize("sync_mode", ["asp", "bsp"])
+@pytest.mark.parametrize("counts", [[1, 1, 1], [2, 1, 2]], ids=str)
+def test_ranks_on_many_machines_are_exact(sync_mode: str, counts: list[int], tmp_path: Path) -> None:
+    job = harness.job_of(spec(sync_mode), [2, 2, 2], replicas=counts)
+    assert_exact(job, tmp_path, prepare=harness.make_far)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

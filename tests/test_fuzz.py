@@ -230,6 +230,12 @@ def make_late() -> None:
     Executor._execute = slowly  # type: ignore[method-assign]
 
 
+def make_late_and_far() -> None:
+    """The same over the network, as between machines."""
+    make_late()
+    harness.make_far()
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -247,5 +253,6 @@ def make_late() -> None:
     ],
     ids=lambda case: f"{case.schedule}-{case.sync_mode}-{case.partition}-{case.replicas}",
 )
-def test_late_messages_change_nothing(case: Case) -> None:
-    assert_case(case, make_late)
+@pytest.mark.parametrize("prepare", [make_late, make_late_and_far], ids=["shared-memory", "network"])
+def test_late_messages_change_nothing(prepare: Callable[[], None], case: Case) -> None:
+    assert_case(case, prepare)

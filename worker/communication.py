@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -18,9 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from worker import progress
 from worker.data.base import TensorSpec
 from worker.errors import PeerLost, StallError
 from worker.metrics import Stopwatch
+from worker.shared_memory import Door, SharedMemory
+
+LIMIT = "run.stall_timeout sets the limit, in seconds"
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,17 @@ class Communicator:
         self._window = window
         self._newest = 0
         self._local: dict[Address, Tensor] = {}
+        self._shared: SharedMemory | None = None
+
+    def connect(self) -> None:
+        """Meet the ranks of this machine, to share memory with them. All ranks do this at once, before they send."""
+        if self._shared is not None or self._device.type != "cpu":
+            return
+        with closing(Door()) as door, _explained("the other ranks' addresses"), self._waiting:
+            card = torch.frombuffer(bytearray(door.card), dtype=torch.uint8)
+            cards = [torch.empty_like(card) for _ in range(dist.get_world_size())]
+            dist.all_gather(cards, card)
+            self._shared = door.meet(dist.get_rank(), [bytes(each.tolist()) for each in cards], self._timeout)
 
     def post(self, expected: Expected) -> Pending:
         """Start to receive; the tensor is there once ``wait`` of what is returned returns."""
@@ -84,13 +99,22 @@ class Communicator:
             return Announced(self, self._post(_header_of(expected)), expected)
         return self._post(expected)
 
-    def receive_as(self, expected: Expected, shape: tuple[int, ...]) -> Receive:
+    def receive_as(self, expected: Expected, shape: tuple[int, ...]) -> Receive | Share:
         """Start to receive a tensor whose header has told its shape."""
         return self._post(replace(expected, spec=replace(expected.spec, shape=shape)))
 
-    def _post(self, expected: Expected) -> Receive:
-        buffer = torch.empty(expected.spec.shape, dtype=expected.spec.dtype, device=self._device)
+    def take_shared(self, expected: Expected) -> Tensor:
+        """A tensor from a rank of this machine, once it is there. Raises StallError, PeerLost."""
+        address, spec = expected.address, expected.spec
+        assert self._shared is not None
+        with _explained(address), self._waiting:
+            return self._shared.receive(address.source, self._wire_tag(address), spec.shape, spec.dtype)
+
+    def _post(self, expected: Expected) -> Receive | Share:
         address = expected.address
+        if self._shared is not None and address.source in self._shared:
+            return Share(self, expected)
+        buffer = torch.empty(expected.spec.shape, dtype=expected.spec.dtype, device=self._device)
         with _explained(address):
             work = dist.irecv(buffer, address.source, tag=self._wire_tag(address))
         assert work is not None
@@ -98,7 +122,7 @@ class Communicator:
 
     def send(self, tensor: Tensor, address: Address) -> None:
         """Start to send ``tensor``, which must not be written to until the destination has it."""
-        tensor = tensor.detach().contiguous()
+        tensor = tensor.detach()
         if address.source == address.destination:
             self._local[address] = tensor.clone()
             return
@@ -107,6 +131,11 @@ class Communicator:
         self._send(tensor, address)
 
     def _send(self, tensor: Tensor, address: Address) -> None:
+        if self._shared is not None and address.destination in self._shared:
+            with _explained(address), self._waiting:
+                self._shared.send(tensor, address.destination, self._wire_tag(address))
+            return
+        tensor = tensor.contiguous()
         with _explained(address):
             work = dist.isend(tensor, address.destination, tag=self._wire_tag(address))
         assert work is not None
@@ -122,7 +151,7 @@ class Communicator:
 
     def sum_over_ranks(self, tensor: Tensor, what: str) -> Tensor:
         """The element-wise sum over all ranks, in place."""
-        with _explained(what), self._waiting:
+        with _explained(what), self._waiting, progress.waiting(what):
             dist.all_reduce(tensor)
         return tensor
 
@@ -131,7 +160,7 @@ class Communicator:
 
         Raises StallError after the timeout and PeerLost when the connection breaks, naming what was waited for.
         """
-        with _explained(address), self._waiting:
+        with _explained(address), self._waiting, progress.waiting(address):
             work.wait(timedelta(seconds=self._timeout))
 
     def _finish_oldest(self) -> None:
@@ -158,11 +187,28 @@ class Receive:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A tensor that a rank of this machine will put into memory shared with this one."""
+
+    communicator: Communicator
+    expected: Expected
+
+    @property
+    def address(self) -> Address:
+        """What it is."""
+        return self.expected.address
+
+    def wait(self) -> Tensor:
+        """The tensor, once it is there."""
+        return self.communicator.take_shared(self.expected)
+
+
+@dataclass(frozen=True)
 class Announced:
     """A receive whose shape comes ahead of it."""
 
     communicator: Communicator
-    header: Receive
+    header: Receive | Share
     expected: Expected
 
     @property
@@ -188,7 +234,7 @@ class Delivery:
         return self.local.pop(self.address)
 
 
-Pending = Receive | Announced | Delivery
+Pending = Receive | Share | Announced | Delivery
 """What ``wait`` can be called on to get a tensor from another stage."""
 
 
@@ -227,10 +273,13 @@ def _explained(what: Address | str) -> Iterator[None]:
     """Turns what the backend raises into an error that names what was waited for."""
     try:
         yield
+    except TimeoutError as error:
+        raise StallError(f"waited too long for {what}", LIMIT) from error
+    except ConnectionError as error:
+        raise PeerLost(f"lost the connection while waiting for {what} ({error})") from error
     except RuntimeError as error:
         # Gloo says "[its source file:line] what happened [address]. advice".
         text = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]
         if "timed out" in text.lower():
-            hint = "run.stall_timeout sets the limit, in seconds"
-            raise StallError(f"waited too long for {what}", hint) from error
+            raise StallError(f"waited too long for {what}", LIMIT) from error
         raise PeerLost(f"lost the connection while waiting for {what} ({text})") from error

@@ -15,12 +15,17 @@ import torch
 from torch import Tensor
 
 from worker import optimizer as optim
+from worker import progress
 from worker.communication import Communicator, Expected, Inbox
 from worker.metrics import StepClock, Update
 from worker.precision import LossScaler
 from worker.runtime import StageRuntime, UpdateOf
 from worker.schedule import Action, Kind
 from worker.spec.cluster import OptimizerSpec
+
+
+NAMES = {kind: kind.name.lower().replace("_", " ") for kind in Kind}
+"""Of the kinds of Actions, for people."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class UpdateRule:
     ``replicas`` are those of the rank's stages; ``is_flush`` says whether all stages update together (BSP).
     ``all_parameters`` names the parameters of the whole model in order; ``speaks`` says whether this rank is the one of
     its replicas that counts in sums over all ranks. ``replica_ratio`` is ``replicas`` over those of the first stage;
-    ``delay`` is the stage's, in updates, where the learning rate asks for it.
+    ``delay`` is the stage's, in updates, where the learning rate asks for it. ``start`` is the step that the run was
+    resumed at; where the pipeline drains between updates, ``drains_every`` so many steps.
     """
 
     spec: OptimizerSpec
@@ -42,6 +48,8 @@ class UpdateRule:
     speaks: bool
     replica_ratio: float
     delay: int
+    start: int = 0
+    drains_every: int | None = None
 
     def step_of(self, minibatch: int) -> int:
         """The step, from 0, that ``minibatch`` belongs to; under ASP every minibatch is a step."""
@@ -52,7 +60,8 @@ class UpdateRule:
         minibatch = action.minibatch
         if self.minibatches_per_step > 1 or self.is_flush:
             return UpdateOf(minibatch, minibatch % self.minibatches_per_step + 1, 1)
-        replicas = minibatch % self.replicas + 1
+        drained = minibatch // self.drains_every * self.drains_every if self.drains_every else 0
+        replicas = (minibatch - max(self.start, drained)) % self.replicas + 1
         return UpdateOf(minibatch, replicas, replicas)
 
 
@@ -68,7 +77,7 @@ class Executor:
         scaler: LossScaler | None,
     ) -> None:
         self.stages = stages
-        self._scaler = scaler
+        self.scaler = scaler
         self._communicator = communicator
         self._rule = rule
         self._clock = clock
@@ -78,10 +87,12 @@ class Executor:
 
         Raises PeerLost, StallError, NonFiniteLoss.
         """
+        self._communicator.connect()
         to_run, to_expect = tee(_with_joint_updates(actions))
         inbox = Inbox(self._communicator, map(self._expected, to_expect))
         for joint, following in pairwise(chain(to_run, [[]])):
             self._clock.start()
+            progress.at(self._rule.step_of(joint[0].minibatch) + 1, _named(joint[0]))
             if joint[0].kind is Kind.UPDATE:
                 self._before_update(joint)
             update = self._execute(joint, following, inbox.take())
@@ -124,7 +135,7 @@ class Executor:
         runtimes = [self.stages[action.stage] for action in joint]
         gathered = [runtime.gather_gradients(received) for runtime in runtimes]
         gradients = {name: gradient for each in gathered for name, gradient in each.items()}
-        is_finite = self._scaler is None or self._all_finite(gradients, self._scaler)
+        is_finite = self.scaler is None or self._all_finite(gradients, self.scaler)
         norm = self._clip(gradients) if is_finite else None
         step = self._rule.step_of(joint[0].minibatch)
         rate = optim.learning_rate(self._rule.spec, step, self._rule.steps, self._rule.replica_ratio, self._rule.delay)
@@ -160,6 +171,10 @@ class Executor:
             for gradient in gradients.values():
                 gradient.mul_(limit / norm)
         return norm
+
+
+def _named(action: Action) -> str:
+    return f"{NAMES[action.kind]} of minibatch {action.minibatch} in stage {action.stage}"
 
 
 def _with_joint_updates(actions: Iterable[Action]) -> Iterator[list[Action]]:

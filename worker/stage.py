@@ -122,6 +122,7 @@ class Stage:
         roots = [(root, seed) for root, seed in roots if root.requires_grad]
         if roots:
             tensors, seeds = zip(*roots, strict=True)
+            self.stash.hand_out(graph.version, graph.factor)
             torch.autograd.backward(tensors, seeds)
         self.stash.collect(graph.version, graph.factor)
         differentiable = {name: graph.inputs[name] for name in graph.inputs if name in self.incoming.differentiable}
@@ -131,7 +132,9 @@ class Stage:
 
     def finish(self, graph: Graph) -> None:
         """Compute the gradients that the backward left for later, and let go of the graph's weights."""
-        deferred.run(graph.later)
+        if graph.later:
+            self.stash.hand_out(graph.version, graph.factor)
+            deferred.run(graph.later)
         self.stash.collect(graph.version, graph.factor)
         self.stash.release(graph.version)
 

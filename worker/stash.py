@@ -90,6 +90,24 @@ class WeightStash:
             return self.current
         return next(version for version in self._versions if version.number == number)
 
+    @property
+    def older(self) -> Mapping[str, Tensor]:
+        """The owned parameters as the version before the current one has them; none where only one is kept."""
+        return {} if len(self._versions) < 2 else self._versions[-2].storage.tensors
+
+    def restore(self, number: int, older: Mapping[str, Tensor]) -> None:
+        """Call the parameters, which were written from outside, version ``number``.
+
+        Args:
+            older: the version before it; empty where there is none, and what asks for it gets the current one.
+        """
+        current = self._fresh(number)
+        before = replace(current, number=number - 1)
+        if older:
+            before = self._version(number - 1, older)
+        self._versions.extend([before, current])
+        self._installed = None
+
     def lent(self, owner: str, number: int | None) -> Tensor:
         """The parameter ``owner`` as version ``number`` has it, to be sent while updates go on."""
         leaf = self.version(number).leaves[owner]
@@ -115,6 +133,14 @@ class WeightStash:
             module, key = self._slots[name]
             module._parameters[key] = leaf  # type: ignore[assignment]  # a leaf is a Parameter in all but type
         self._installed = version.leaves
+
+    def hand_out(self, version: Version, factor: float = 1.0) -> None:
+        """Let the next backward on ``version`` add to the sums so far, in place: the same sums, with a copy less."""
+        if factor != 1.0:
+            return  # this backward's gradients must be divided before they join the others
+        for name, leaf in version.leaves.items():
+            if leaf.requires_grad:
+                leaf.grad = self.gradients.pop(name, None)
 
     def collect(self, version: Version, factor: float = 1.0) -> None:
         """Add the gradients, over ``factor``, that a backward left on the leaves of ``version``, in order of calls."""
@@ -183,17 +209,19 @@ class WeightStash:
 
     def _fresh(self, number: int) -> Version:
         """A version on the parameters' present storage."""
-        leaves = {name: _leaf(parameter) for name, parameter in self.parameters.items()}
+        return self._version(number, {name: parameter.data for name, parameter in self.parameters.items()})
+
+    def _version(self, number: int, tensors: Mapping[str, Tensor]) -> Version:
+        """A version on the storage of ``tensors``, the owned parameters by full name."""
+        leaves = {name: self._leaf(name, tensors) for name in self.parameters}
         for name, owner in self.borrowed.items():
             if owner in self.parameters:
                 # A leaf of its own: gradients of each holder are summed apart, as they are when stages part them.
-                leaves[name] = _leaf(self.parameters[owner])
-        storage = Storage({name: parameter.data for name, parameter in self.parameters.items()})
-        return Version(number, {**leaves, **self._received}, storage)
+                leaves[name] = self._leaf(owner, tensors)
+        return Version(number, {**leaves, **self._received}, Storage(tensors))
 
-
-def _leaf(parameter: nn.Parameter) -> Tensor:
-    return parameter.data.requires_grad_(parameter.requires_grad)
+    def _leaf(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        return tensors[name].data.requires_grad_(self.parameters[name].requires_grad)
 
 
 def _slots(module: nn.Module) -> dict[str, Slot]:

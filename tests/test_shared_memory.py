@@ -1,0 +1,132 @@
+"""Memory shared between ranks of one machine: what is in use is never written to, what is free is used again."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from worker.shared_memory import GREETING, Door, SharedMemory
+
+TIMEOUT = 5.0
+
+
+def pair(timeout: float = TIMEOUT) -> tuple[SharedMemory, SharedMemory]:
+    """Two ranks that can reach each other; both in this process, which changes nothing for them."""
+    lines = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return SharedMemory({1: lines[0]}, timeout), SharedMemory({0: lines[1]}, timeout)
+
+
+@pytest.fixture
+def doors() -> Iterator[list[Door]]:
+    made = [Door() for _ in range(3)]
+    yield made
+    for door in made:
+        door.close()
+
+
+def floats(value: float) -> torch.Tensor:
+    return torch.full((1000,), value, dtype=torch.float32)
+
+
+def test_a_tensor_in_use_is_not_written_to() -> None:
+    sender, receiver = pair()
+    received = []
+    for number in range(10):
+        sender.send(floats(number), 1, number)
+        received.append(receiver.receive(0, number, (1000,), torch.float32))
+    assert [tensor[0].item() for tensor in received] == list(range(10))
+
+
+def test_memory_is_used_again_once_nobody_reads_it() -> None:
+    sender, receiver = pair()
+    addresses = set()
+    for number in range(50):
+        sender.send(floats(number), 1, number)
+        tensor = receiver.receive(0, number, (1000,), torch.float32)
+        addresses.add(tensor.data_ptr())
+        view = tensor[10:].view(-1)  # keeps the memory as long as it lives
+        del tensor
+        assert view[0].item() == number
+        del view
+    assert len(addresses) == 1
+
+
+def test_a_tensor_outlives_its_sender() -> None:
+    sender, receiver = pair()
+    sender.send(floats(3), 1, 0)
+    received = receiver.receive(0, 0, (1000,), torch.float32)
+    del sender
+    assert received.eq(3).all()
+
+
+def test_what_was_sent_before_the_end_still_arrives() -> None:
+    sender, receiver = pair()
+    sender.send(floats(3), 1, 0)
+    del sender
+    assert receiver.receive(0, 0, (1000,), torch.float32).eq(3).all()
+    with pytest.raises(ConnectionError):
+        receiver.receive(0, 1, (1000,), torch.float32)
+
+
+def test_a_sender_waits_for_a_slow_reader_up_to_its_limit() -> None:
+    sender, receiver = pair(timeout=0.2)
+    tensor, sent = torch.ones(1), 0
+    with pytest.raises(TimeoutError):
+        while sent < 10**5:
+            sender.send(tensor, 1, sent)
+            sent += 1
+    assert sent > 100
+    assert receiver.receive(0, sent - 1, (1,), torch.float32).item() == 1.0
+
+
+def test_a_rank_that_waits_for_one_takes_in_what_others_send() -> None:
+    """Else a sender with a full line would wait for a rank that waits for a third, which waits for the sender."""
+    third, first = (socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2))
+    receiver = SharedMemory({1: third[0], 2: first[0]}, TIMEOUT)
+    flood, slow = SharedMemory({0: first[1]}, TIMEOUT), SharedMemory({0: third[1]}, TIMEOUT)
+
+    def send() -> None:
+        for number in range(2000):
+            flood.send(torch.ones(1), 0, number)
+        slow.send(floats(7), 0, 0)
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    assert receiver.receive(1, 0, (1000,), torch.float32)[0].item() == 7
+    thread.join()
+
+
+def test_ranks_of_one_machine_find_each_other(doors: list[Door]) -> None:
+    cards = [door.card for door in doors]
+    cards.append(bytes(32) + bytes(16))  # a rank of another machine
+    with ThreadPoolExecutor() as pool:
+        met = list(pool.map(lambda rank: doors[rank].meet(rank, cards, TIMEOUT), range(3)))
+    assert [[other in memory for other in range(4)] for memory in met] == [
+        [False, True, True, False],
+        [True, False, True, False],
+        [True, True, False, False],
+    ]
+
+
+def test_who_does_not_know_the_secret_is_turned_away(doors: list[Door]) -> None:
+    cards = [door.card for door in doors[:2]]
+    address = doors[0]._listener.getsockname()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+        stranger.connect(address)
+        stranger.sendall(GREETING.pack(1, bytes(16)))
+        with ThreadPoolExecutor() as pool:
+            met = list(pool.map(lambda rank: doors[rank].meet(rank, cards, TIMEOUT), range(2)))
+        met[1].send(floats(5), 0, 0)
+        assert met[0].receive(1, 0, (1000,), torch.float32)[0].item() == 5
+        stranger.settimeout(TIMEOUT)
+        assert stranger.recv(1) == b""
+
+
+def test_a_rank_that_does_not_come_is_not_waited_for_for_ever(doors: list[Door]) -> None:
+    with pytest.raises(TimeoutError):
+        doors[0].meet(0, [door.card for door in doors], 0.2)

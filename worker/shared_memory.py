@@ -1,0 +1,244 @@
+"""Tensors between ranks of one machine through memory that both map: one copy by the sender, none by the receiver.
+
+A slot is anonymous memory whose descriptor goes to the other rank once. The sender copies a tensor into a free slot and
+says so over a local socket; the receiver's tensor is the slot itself, which is free again when the last use of that
+tensor ends. Loopback would cost two copies in the kernel, and a thread that competes with the computing one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import hmac
+import os
+import select
+import socket
+import struct
+import time
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+MESSAGE = struct.Struct("<QQQ")
+"""Wire tag, slot, and the slot's size in bytes."""
+GREETING = struct.Struct("<Q16s")
+"""Rank of who connects, and the secret of who listens."""
+GRAIN = 1 << 16
+FREE, TAKEN = 0, 1
+
+
+class Slot:
+    """Memory shared by two ranks; the byte behind it says whether the receiver still needs it."""
+
+    def __init__(self, number: int, size: int, descriptor: int) -> None:
+        self.number = number
+        self.size = size
+        # torch's own mapping keeps no descriptor open, as Python's would: many slots may be in flight.
+        path = f"/proc/self/fd/{descriptor}"
+        self._memory = torch.from_file(path, shared=True, size=size + 1, dtype=torch.uint8)
+        self._state = ctypes.c_ubyte.from_address(self._memory.data_ptr() + size)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody needs what is in it."""
+        return self._state.value == FREE
+
+    def write(self, tensor: Tensor) -> None:
+        """Copy ``tensor`` into it, and keep it until the receiver lets go."""
+        self._memory[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        self._state.value = TAKEN
+
+    def read(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """The tensor in it, in place. With its last use the slot is free."""
+        count = torch.Size(shape).numel()
+        if not count:
+            self._release()
+            return torch.empty(shape, dtype=dtype)
+        length = ctypes.c_char * (count * dtype.itemsize)
+        use = memoryview(length.from_address(self._memory.data_ptr()))
+        weakref.finalize(use, self._release).atexit = False
+        return torch.frombuffer(use, dtype=dtype, count=count).view(shape)
+
+    def _release(self) -> None:
+        self._state.value = FREE
+
+
+class Neighbour:
+    """One other rank of this machine, at the other end of ``line``, which need not be waited for to read."""
+
+    def __init__(self, line: socket.socket, timeout: float) -> None:
+        line.setblocking(False)
+        self.line = line
+        self._timeout = timeout
+        self._slots: dict[int, list[Slot]] = {}
+        self._made = 0
+        self._theirs: dict[int, Slot] = {}
+        self._arrived: dict[int, Slot] = {}
+
+    def send(self, tensor: Tensor, tag: int) -> None:
+        """Copy ``tensor`` over. Raises ConnectionError, TimeoutError."""
+        size = -(-tensor.nbytes // GRAIN) * GRAIN
+        slots = self._slots.setdefault(size, [])
+        slot = next((slot for slot in slots if slot.is_free), None)
+        if slot:
+            slot.write(tensor)
+            self._announce(MESSAGE.pack(tag, slot.number, size), [])
+            return
+        descriptor = os.memfd_create("vpipe", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, size + 1)
+            slot = Slot(self._made, size, descriptor)
+            slot.write(tensor)
+            self._announce(MESSAGE.pack(tag, slot.number, size), [descriptor])
+        finally:
+            os.close(descriptor)
+        slots.append(slot)
+        self._made += 1
+
+    def _announce(self, message: bytes, descriptors: list[int]) -> None:
+        room = select.poll()
+        room.register(self.line.fileno(), select.POLLOUT)
+        while True:
+            try:
+                socket.send_fds(self.line, [message], descriptors)
+                return
+            except BlockingIOError:
+                if not room.poll(self._timeout * 1000):
+                    raise TimeoutError("timed out") from None
+
+    def read(self) -> bool:
+        """Take in all that has been announced. False once the other side has closed."""
+        while True:
+            try:
+                message, descriptors, _, _ = socket.recv_fds(self.line, MESSAGE.size, 1)
+            except BlockingIOError:
+                return True
+            except ConnectionError:
+                return False
+            if not message:
+                return False
+            tag, number, size = MESSAGE.unpack(message)
+            for descriptor in descriptors:
+                self._theirs[number] = Slot(number, size, descriptor)
+                os.close(descriptor)
+            self._arrived[tag] = self._theirs[number]
+
+    def take(self, tag: int) -> Slot | None:
+        """What has arrived as ``tag``, if it has."""
+        return self._arrived.pop(tag, None)
+
+
+class SharedMemory:
+    """The other ranks of this machine, as one of them sees them.
+
+    Args:
+        lines: a connected socket to each, by rank.
+        timeout: seconds until sending or receiving is given up.
+    """
+
+    def __init__(self, lines: Mapping[int, socket.socket], timeout: float) -> None:
+        self._timeout = timeout
+        self._neighbours = {rank: Neighbour(line, timeout) for rank, line in lines.items()}
+        self._open = {line.fileno(): self._neighbours[rank] for rank, line in lines.items()}
+        weakref.finalize(self, _close, list(lines.values()))
+        self._poll = select.poll()
+        for descriptor in self._open:
+            self._poll.register(descriptor, select.POLLIN)
+
+    def __contains__(self, rank: int) -> bool:
+        """Whether ``rank`` can be reached this way."""
+        return rank in self._neighbours
+
+    def send(self, tensor: Tensor, destination: int, tag: int) -> None:
+        """Copy ``tensor`` over; it may be written to afterwards. Raises ConnectionError, TimeoutError."""
+        self._neighbours[destination].send(tensor, tag)
+
+    def receive(self, source: int, tag: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """The tensor that ``source`` sends as ``tag``. Raises ConnectionError, TimeoutError."""
+        neighbour = self._neighbours[source]
+        deadline = time.monotonic() + self._timeout
+        while (slot := neighbour.take(tag)) is None:
+            if neighbour not in self._open.values():
+                raise ConnectionError("closed by the other side")
+            # Whoever waits takes in everything: a sender is never held up by a rank that waits for a third.
+            ready = self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            if not ready:
+                raise TimeoutError("timed out")
+            for descriptor, _ in ready:
+                if not self._open[descriptor].read():
+                    self._poll.unregister(descriptor)
+                    del self._open[descriptor]
+        return slot.read(shape, dtype)
+
+
+class Door:
+    """Where other ranks of this machine find this one. ``pass_for`` tells them; only they can use it."""
+
+    def __init__(self) -> None:
+        self._secret = os.urandom(16)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(_name(self._secret))
+        self._listener.listen(128)
+
+    @property
+    def card(self) -> bytes:
+        """48 bytes for the other ranks: which machine this is, and the secret that opens the door."""
+        return machine() + self._secret
+
+    def meet(self, rank: int, cards: list[bytes], timeout: float) -> SharedMemory:
+        """Connect with every rank of this machine, which all do this at once.
+
+        Raises ConnectionError, TimeoutError.
+        """
+        here = [other for other, card in enumerate(cards) if other != rank and card[:32] == machine()]
+        lines = {other: _call(rank, cards[other][32:], timeout) for other in here if other < rank}
+        deadline = time.monotonic() + timeout
+        while len(lines) < len(here):
+            self._listener.settimeout(max(0.01, deadline - time.monotonic()))
+            line, _ = self._listener.accept()
+            line.settimeout(timeout)
+            caller = self._admit(line)
+            if caller is not None and caller in here:
+                lines[caller] = line
+            else:
+                line.close()
+        return SharedMemory(lines, timeout)
+
+    def close(self) -> None:
+        """Let nobody else in."""
+        self._listener.close()
+
+    def _admit(self, line: socket.socket) -> int | None:
+        """Anyone on the machine can see the door; only ranks of the job know its secret."""
+        with suppress(OSError, struct.error):
+            rank, secret = GREETING.unpack(line.recv(GREETING.size))
+            if hmac.compare_digest(secret, self._secret):
+                return int(rank)
+        return None
+
+
+def machine() -> bytes:
+    """32 bytes that are alike for two processes that can share memory through a local socket."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    return hashlib.sha256(boot + os.readlink("/proc/self/ns/net").encode()).digest()
+
+
+def _close(lines: list[socket.socket]) -> None:
+    for line in lines:
+        line.close()
+
+
+def _name(secret: bytes) -> bytes:
+    return b"\0vpipe-" + hashlib.sha256(secret).hexdigest().encode()
+
+
+def _call(rank: int, secret: bytes, timeout: float) -> socket.socket:
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    line.settimeout(timeout)
+    line.connect(_name(secret))
+    line.sendall(GREETING.pack(rank, secret))
+    return line
