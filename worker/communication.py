@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from worker import progress
+from worker import progress, trace
 from worker.data.base import TensorSpec
 from worker.errors import PeerLost, StallError
 from worker.metrics import Stopwatch
@@ -107,7 +107,7 @@ class Communicator:
         """A tensor from a rank of this machine, once it is there. Raises StallError, PeerLost."""
         address, spec = expected.address, expected.spec
         assert self._shared is not None
-        with _explained(address), self._waiting:
+        with self._waits(address, "receive"):
             return self._shared.receive(address.source, self._wire_tag(address), spec.shape, spec.dtype)
 
     def _post(self, expected: Expected) -> Receive | Share:
@@ -132,11 +132,11 @@ class Communicator:
 
     def _send(self, tensor: Tensor, address: Address) -> None:
         if self._shared is not None and address.destination in self._shared:
-            with _explained(address), self._waiting:
+            with _explained(address), trace.span("send", address, address.minibatch):
                 self._shared.send(tensor, address.destination, self._wire_tag(address))
             return
         tensor = tensor.contiguous()
-        with _explained(address):
+        with _explained(address), trace.span("send", address, address.minibatch):
             work = dist.isend(tensor, address.destination, tag=self._wire_tag(address))
         assert work is not None
         self._sends.append((work, tensor, address))
@@ -151,21 +151,28 @@ class Communicator:
 
     def sum_over_ranks(self, tensor: Tensor, what: str) -> Tensor:
         """The element-wise sum over all ranks, in place."""
-        with _explained(what), self._waiting, progress.waiting(what):
+        with _explained(what), self._waiting, progress.waiting(what), trace.span("sum", what):
             dist.all_reduce(tensor)
         return tensor
 
-    def wait(self, work: dist.Work, address: Address) -> None:
-        """Wait for one operation.
+    def wait(self, work: dist.Work, address: Address, kind: str = "receive") -> None:
+        """Wait for one operation; ``kind`` is what it is called in a trace.
 
         Raises StallError after the timeout and PeerLost when the connection breaks, naming what was waited for.
         """
-        with _explained(address), self._waiting, progress.waiting(address):
+        with self._waits(address, kind):
             work.wait(timedelta(seconds=self._timeout))
 
     def _finish_oldest(self) -> None:
         work, _, address = self._sends.popleft()
-        self.wait(work, address)
+        self.wait(work, address, "send wait")
+
+    @contextmanager
+    def _waits(self, address: Address, kind: str) -> Iterator[None]:
+        """Everything that is to know that this rank waits for ``address``."""
+        recorded = trace.span(kind, address, address.minibatch)
+        with _explained(address), self._waiting, progress.waiting(address), recorded:
+            yield
 
     def _wire_tag(self, address: Address) -> int:
         return (address.minibatch * len(self._tags) + self._tags[address.what]) % 2**31

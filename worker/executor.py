@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from worker import optimizer as optim
-from worker import progress
+from worker import progress, trace
 from worker.communication import Communicator, Expected, Inbox
 from worker.metrics import StepClock, Update
 from worker.precision import LossScaler
 from worker.runtime import StageRuntime, UpdateOf
 from worker.schedule import Action, Kind
 from worker.spec.cluster import OptimizerSpec
-
 
 NAMES = {kind: kind.name.lower().replace("_", " ") for kind in Kind}
 """Of the kinds of Actions, for people."""
@@ -91,12 +90,16 @@ class Executor:
         to_run, to_expect = tee(_with_joint_updates(actions))
         inbox = Inbox(self._communicator, map(self._expected, to_expect))
         for joint, following in pairwise(chain(to_run, [[]])):
+            first = joint[0]
+            step = self._rule.step_of(first.minibatch) + 1
+            progress.at(step, _named(first))
+            trace.begin(step, first.stage)
             self._clock.start()
-            progress.at(self._rule.step_of(joint[0].minibatch) + 1, _named(joint[0]))
-            if joint[0].kind is Kind.UPDATE:
-                self._before_update(joint)
-            update = self._execute(joint, following, inbox.take())
-            self._clock.stop(joint[0].kind)
+            with trace.span(NAMES[first.kind], "", first.minibatch, self.stages[first.stage].version_of(first)):
+                if first.kind is Kind.UPDATE:
+                    self._before_update(joint)
+                update = self._execute(joint, following, inbox.take())
+            self._clock.stop(first.kind)
             if update is not None:
                 self._clock.end_step(update)
         self._communicator.finish()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from worker import trace
 from worker.data.base import Minibatch, Source, TensorSpec
 from worker.errors import DataError, VpipeError
 from worker.metrics import Stopwatch
@@ -22,10 +23,14 @@ class Feeder:
     Args:
         minibatches_per_step: 1 under ASP.
         waiting: runs while data is read.
+        offset: of the data's number to the run's, for a run that was resumed with steps of another size.
     """
 
-    def __init__(self, source: Source, minibatches_per_step: int, device: torch.device, waiting: Stopwatch) -> None:
+    def __init__(
+        self, source: Source, minibatches_per_step: int, device: torch.device, waiting: Stopwatch, offset: int = 0
+    ) -> None:
         self._source = source
+        self._offset = offset
         self._per_step = minibatches_per_step
         self._device = device
         self._waiting = waiting
@@ -36,14 +41,14 @@ class Feeder:
 
         Raises DataError when the source fails, or gives something else than its signature says.
         """
-        with self._waiting:
+        with self._waiting, trace.span("data", "", number):
             if number not in self._ahead:
                 self._read_step(number // self._per_step)
             return self._ahead.pop(number)
 
     def _read_step(self, step: int) -> None:
         numbers = range(step * self._per_step, (step + 1) * self._per_step)
-        minibatches = {number: _read(self._source, number) for number in numbers}
+        minibatches = {number: _read(self._source, number + self._offset) for number in numbers}
         if len({len(minibatch.counts) for minibatch in minibatches.values()}) > 1:
             raise DataError(f"minibatches {numbers[0]} to {numbers[-1]} count targets of more and of fewer losses")
         totals = [sum(counts) for counts in zip(*(m.counts for m in minibatches.values()), strict=True)]

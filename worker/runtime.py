@@ -93,6 +93,17 @@ class StageRuntime:
         self._loss_weights: dict[int, Tensor] = {}
         self._losses: list[float] = []
 
+    @property
+    def is_drained(self) -> bool:
+        """Whether no minibatch is in flight here and every gradient has gone into an update."""
+        return not self._graphs and not self.stash.gradients
+
+    def version_of(self, action: Action) -> int | None:
+        """Updates that went into the weights of ``action``; of an update, those before it."""
+        if graph := self._graphs.get(action.minibatch):
+            return graph.version.number
+        return self.stash.current.number if action.version is None else action.version
+
     def expected(self, action: Action) -> list[Expected]:
         """What ``action`` needs from other ranks. To be asked once for each action, in their order."""
         fresh: list[str] = []

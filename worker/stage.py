@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from worker import deferred
+from worker import buffers, deferred, trace
 from worker.data.base import TensorSpec
 from worker.deferred import Deferred, Later
 from worker.errors import ModelError
@@ -153,7 +153,18 @@ class Stage:
         run = partial(self._run, position, graph.minibatch, graph.version, graph.later)
         if position < self.first_recomputed:
             return run
-        return partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+        once = partial(self._first_and_again, run, position, graph.minibatch, [])
+        return partial(checkpoint, once, use_reentrant=False, preserve_rng_state=False)
+
+    def _first_and_again(
+        self, run: Callable[..., tuple[Tensor, ...]], position: int, minibatch: int, before: list[bool], *args: Tensor
+    ) -> tuple[Tensor, ...]:
+        """``run``; each time but the first is recomputation, in which running statistics stay as they are."""
+        if not before:
+            before.append(True)
+            return run(*args)
+        with buffers.kept(self.modules[position]), trace.span("recompute", self.layers[position].name, minibatch):
+            return run(*args)
 
     def _run(self, position: int, minibatch: int, version: Version, later: Later, *args: Tensor) -> tuple[Tensor, ...]:
         """One layer with the weights of ``version`` and the random numbers of ``minibatch``, now or again later."""

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from worker import data, models
+from worker import clocks, data, models, trace
 from worker.build import Builder
 from worker.data.base import Source
 from worker.errors import MismatchError
@@ -19,6 +19,7 @@ from worker.executor import Executor
 from worker.feed import Feeder
 from worker.metrics import MetricsFile, Stopwatch, Totals
 from worker.narrate import Narrator
+from worker.recovery import place, restore, setup
 from worker.rendezvous import Rendezvous
 from worker.schedule.job import minibatches_per_step
 from worker.spec.files import RunFiles, write_atomic
@@ -38,34 +39,61 @@ def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rende
         store=rendezvous.store,
         rank=rank,
         world_size=rendezvous.ranks,
-        timeout=timedelta(seconds=job.spec.run.stall_timeout),
+        timeout=timedelta(seconds=job.spec.run.wait_limit),
     )
     model, signature = models.build_model(job.spec), data.signature(job.spec)
     builder = Builder(job, model, signature, rank, torch.device(placement.device))
     rendezvous.agree("job, code and shapes", builder.digest())
     waiting = Stopwatch()
+    checkpoints = place.find(files.checkpoints, rendezvous)
+    saved = restore.find(builder, checkpoints, attempt, rendezvous, setup.say)
+    start, offset = (saved.step, saved.data_offset) if saved else (0, 0)
     source = _open_data(job, files, cache) if placement.stage == 0 else None
-    feed = Feeder(source, minibatches_per_step(job.spec), builder.device, waiting) if source else None
-    metrics = MetricsFile(files.metrics(rank), job.spec.run.steps)
+    feed = Feeder(source, minibatches_per_step(job.spec), builder.device, waiting, offset) if source else None
+    metrics = MetricsFile(files.metrics(rank), job.spec.run.steps, start)
     narrator = Narrator(job.spec.run.steps)
 
     def report(step: StepMetrics) -> None:
         metrics.write(step)
         narrator.step(step)
+        if saver and saver.is_due(step.step):
+            metrics.flush()
+            saver.save(step.step)
 
-    executor = builder.executor(feed, waiting, report)
+    executor = builder.executor(feed, waiting, report, start)
+    saver = setup.saver(builder, executor, attempt, checkpoints, rendezvous, offset)
     narrator.holds(runtime.stage for runtime in executor.stages.values())
+    if saved:
+        saved.put_back(executor, rank)
+    if saved and rank == 0:
+        setup.record(saved, job, attempt, files)
     rendezvous.exchange("readiness", "ready")
     files.ready(attempt, rank).touch(mode=0o600)
+    _record_spans(job, rank, attempt, files)
     try:
-        executor.run(builder.actions())
+        executor.run(builder.actions(start))
+        if saver:
+            saver.close()
     finally:
         metrics.close()
+        trace.close()
     rendezvous.give("results", _own_result(job, rank, metrics.totals, executor))
     if rank == 0 and source is not None:
         result = _merged(job, rendezvous.collect("results"), source.baseline_loss)
         write_atomic(files.result, result.model_dump_json(indent=2) + "\n")
     dist.destroy_process_group()
+
+
+def _record_spans(job: Job, rank: int, attempt: int, files: RunFiles) -> None:
+    """Begin to record the steps that ``trace`` asks for. All ranks call this at once."""
+    spec, stages = job.spec.trace, job.plan.stages
+    window = (2 if minibatches_per_step(job.spec) > 1 else 8 * stages) if spec.steps == "auto" else spec.steps
+    every = max(100, job.spec.run.steps // 20) if spec.every_steps == "auto" else spec.every_steps
+    offset, error = clocks.offset_to_first(rank, len(job.ranks))
+    if window:
+        about = {"version": 1, "rank": rank, "attempt": attempt, "host": job.ranks[rank].host}
+        clock = {"offset_ns": offset, "offset_error_ns": error}
+        trace.open_at(files.trace(rank), {**about, **clock}, every, window)
 
 
 def _open_data(job: Job, files: RunFiles, cache: Path) -> Source:
@@ -81,7 +109,7 @@ def _own_result(job: Job, rank: int, totals: Totals, executor: Executor) -> str:
         {
             "stage": totals.stage_result(job.ranks[rank].stage, rank, layers).model_dump(),
             "loss": totals.loss,
-            "samples_per_second": totals.samples / totals.seconds,
+            "samples_per_second": totals.samples / max(totals.seconds, 1e-9),
             "seconds": totals.all_seconds,
             "weights": {name: sha256_of(name, parameter) for name, parameter in executor.parameters().items()},
         }

@@ -1,4 +1,4 @@
-"""cluster.yml as typed values: one section per class, named after the module that obeys it.
+"""cluster.yml as typed values: one section per class, named after the module that obeys it; models and data next door.
 
 Values are checked here; ``vpipe_cli.config`` adds the place of each mistake in the file. Numbers are strict: a string
 is never taken for one. A field's description is the manual: ``vpipe config schema`` and ``vpipe init`` print it.
@@ -7,94 +7,20 @@ is never taken for one. A field's description is the manual: ``vpipe config sche
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-
-
-class Misfit(NamedTuple):
-    """Values that are right alone and wrong together: the message, and their keys, the one to change first."""
-
-    message: str
-    keys: tuple[str, ...]
-
-
-class Misfits(ValueError):
-    """All that does not fit together in one section."""
-
-    def __init__(self, found: list[Misfit]) -> None:
-        super().__init__("; ".join(f"{misfit.keys[0]} {misfit.message}" for misfit in found))
-        self.found = found
-
-
-class Section(BaseModel):
-    """A strict, immutable group of settings: unknown keys and wrong types are errors."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    def misfits(self) -> Iterator[Misfit]:
-        """What does not fit together in this section; keys are dotted paths below it."""
-        yield from ()
-
-    @model_validator(mode="after")
-    def _fits(self) -> Section:
-        if found := list(self.misfits()):
-            raise Misfits(found)
-        return self
-
-
-class BertSpec(Section):
-    """BERT as a list of layers: embeddings, an attention and a feed-forward half per encoder layer, the head."""
-
-    name: Literal["bert"] = Field("bert", description="the model family")
-    hidden_size: Count = Field(128, description="width of the hidden state")
-    num_layers: Count = Field(4, description="encoder layers; each is two layers of the pipeline")
-    num_heads: Count = Field(4, description="attention heads; must divide hidden_size")
-    intermediate_size: Count | None = Field(None, description="width of the feed-forward part; default 4 x hidden_size")
-    dropout: Probability = Field(0.1, description="dropout of hidden states and of attention weights")
-    sentence_order: bool = Field(False, description="also train to tell whether two passages stand in their own order")
-
-    def misfits(self) -> Iterator[Misfit]:
-        """Heads share the hidden state evenly."""
-        if self.hidden_size % self.num_heads:
-            message = f"is {self.num_heads} but must divide hidden_size {self.hidden_size}"
-            yield Misfit(message, ("num_heads", "hidden_size"))
-
-    @property
-    def layer_count(self) -> int:
-        """Number of layers a cut may fall between."""
-        return 2 * self.num_layers + 2
-
-
-class DataSpec(Section):
-    """Where minibatches come from."""
-
-    source: Literal["python-stdlib", "text"] = Field(
-        "python-stdlib", description="python-stdlib: the interpreter's own .py files; text: your file or folder"
-    )
-    path: Annotated[str, Field(min_length=1)] | None = Field(None, description="the file or folder of `source: text`")
-    sequence_length: Annotated[int, Field(ge=8)] = Field(128, description="tokens per sequence")
-    minibatch_size: Count = Field(8, description="sequences per minibatch")
-    vocab_size: Annotated[int, Field(ge=300)] = Field(
-        8192, description="entries of the tokenizer trained on the corpus"
-    )
-    variable: bool = Field(
-        False, description="cut each minibatch to its longest sequence; lengths then travel with the tensors"
-    )
-    mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.15, description="share of tokens to predict")
-
-    def misfits(self) -> Iterator[Misfit]:
-        """A path belongs to the source that reads one."""
-        if self.source == "text" and self.path is None:
-            yield Misfit("is text, which needs `path`: the file or folder to read", ("source", "path"))
-        if self.source != "text" and self.path is not None:
-            yield Misfit(f"belongs to source text, but source is {self.source}", ("path", "source"))
-
+from worker.spec.checkpoint import CheckpointSpec
+from worker.spec.container import ContainerSpec
+from worker.spec.data import AnyData
+from worker.spec.data import DataSpec as DataSpec
+from worker.spec.model import BertSpec as BertSpec
+from worker.spec.model import HfSpec, ModelSpec, Task
+from worker.spec.section import Count, Misfit, Positive, Probability, Ratio, listed
+from worker.spec.section import Misfits as Misfits
+from worker.spec.section import Section as Section
+from worker.spec.ssh import SshSpec
 
 SYNC_MODES = {
     "1f1b": ("asp", "bsp"),
@@ -235,6 +161,18 @@ class OptimizerSpec(Section):
         return value
 
 
+class TraceSpec(Section):
+    """Which steps are recorded span by span, for ``vpipe trace`` and ``vpipe report``."""
+
+    steps: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        "auto",
+        description="steps recorded at a time; auto: 2, or 8 times the stages where a step is one minibatch; 0: none",
+    )
+    every_steps: Literal["auto"] | Count = Field(
+        "auto", description="steps from one recording to the next; auto: a twentieth of the run, at least 100"
+    )
+
+
 class RunSpec(Section):
     """How long to train, and the limits of waiting."""
 
@@ -243,8 +181,16 @@ class RunSpec(Section):
         1, description="fixes initial weights, data order, masks and dropout"
     )
     threads: Literal["auto"] | Count = Field("auto", description="threads per rank; auto: cores divided by ranks")
-    stall_timeout: Positive = Field(60.0, description="seconds a rank waits for another before it calls it stuck")
+    stall_timeout: Positive = Field(60.0, description="seconds without progress of any rank until the run is stuck")
     start_timeout: Positive = Field(600.0, description="seconds for all ranks to be ready, data preparation included")
+    max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0, description="new attempts after one that failed, each from the newest checkpoint"
+    )
+
+    @property
+    def wait_limit(self) -> float:
+        """Seconds a rank itself waits for another: longer than stall_timeout, so that hostd, who sees all, is first."""
+        return 1.25 * self.stall_timeout + 5.0
 
 
 class ClusterSpec(Section):
@@ -254,29 +200,47 @@ class ClusterSpec(Section):
         "job", description="names the runs: letters, digits, . _ and -, at most 64, the first a letter or digit"
     )
     machines: Annotated[list[str], Field(min_length=1)] = Field(
-        description='devices in rank order: "cpu*2" is two CPU slots here, "localhost:0,1" two GPUs here'
+        description='devices in rank order: "cpu*2" is two CPU slots here, "localhost:0,1" two GPUs here, '
+        '"gpu[1-2]:0-3" four GPUs on each of two machines that SSH reaches'
     )
-    engine: Literal["local"] = Field("local", description="where ranks run: local, as processes on this machine")
-    model: BertSpec = Field(default_factory=BertSpec, description="what to train")
-    data: DataSpec = Field(default_factory=DataSpec, description="what to train it on")
+    engine: Literal["local", "ssh"] = Field(
+        "local",
+        description="where ranks run: local, as processes on this machine; ssh, on machines that SSH reaches; "
+        "default: ssh where machines names another machine",
+    )
+    ssh: SshSpec = Field(default_factory=SshSpec, description="how other machines are reached; default: as ssh does")
+    python: Annotated[str, Field(min_length=1)] = Field(
+        "python3", description="ssh without container: the interpreter of the ranks, one that has torch"
+    )
+    container: ContainerSpec | None = Field(
+        None, description="the image that ranks run in; default: none, they run in the Python of each machine"
+    )
+    model: ModelSpec = Field(default_factory=BertSpec, description="what to train")
+    data: AnyData = Field(default_factory=DataSpec, description="what to train it on")
     pipeline: PipelineSpec = Field(default_factory=PipelineSpec, description="how it is cut and scheduled")
     optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec, description="how it is updated")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="fp32, or 16 bits in layers and between them with fp32 weights; fp16 scales its gradients"
     )
+    checkpoint: CheckpointSpec = Field(
+        default_factory=CheckpointSpec, description="when the run is saved, and how much of it is kept"
+    )
+    trace: TraceSpec = Field(default_factory=TraceSpec, description="which steps are recorded span by span")
     run: RunSpec = Field(default_factory=RunSpec, description="how long, which seed, which limits")
 
     def misfits(self) -> Iterator[Misfit]:
         """Stages share the model's layers."""
+        yield from self._strangers()
         layers, stages, partition = self.model.layer_count, self.pipeline.stages, self.pipeline.partition
-        if stages is not None and stages > layers:
+        if layers is not None and stages is not None and stages > layers:
             message = f"is {stages} but the model has {layers} layers; a stage needs at least one"
             yield Misfit(message, ("pipeline.stages", "model.num_layers"))
-        if isinstance(partition, list) and sum(partition) != layers:
+        if layers is not None and isinstance(partition, list) and sum(partition) != layers:
             message = f"adds up to {sum(partition)} but the model has {layers} layers"
             yield Misfit(message, ("pipeline.partition", "model.num_layers"))
         replicas = self.pipeline.replicas
-        if self.pipeline.sync_mode == "asp" and isinstance(replicas, list) and replicas[0] != replicas[-1]:
+        ends_differ = isinstance(replicas, list) and replicas[0] != replicas[-1]
+        if self.pipeline.sync_mode == "asp" and self.model.ties_ends and ends_differ:
             message = (
                 f"is {replicas}: under asp the first and the last stage, which share the embedding, need equally many"
             )
@@ -285,6 +249,31 @@ class ClusterSpec(Section):
             if self.pipeline.sync_mode == "bsp" and getattr(self.optimizer, key) != default:
                 message = "belongs to sync_mode asp; under bsp all stages update at once, over the same minibatches"
                 yield Misfit(message, (f"optimizer.{key}", "pipeline.sync_mode"))
+
+    @property
+    def task(self) -> Task | None:
+        """What the minibatches hold: as the model takes it, else as the data gives it; None where only code knows."""
+        return self.model.task or next(iter(self.data.gives), None)
+
+    def _strangers(self) -> Iterator[Misfit]:
+        """A model that cannot learn from the data."""
+        task, gives = self.model.task, self.data.gives
+        if task is not None and gives and task not in gives:
+            named = getattr(self.model, "name", "the model")
+            source = getattr(self.data, "source", "it")
+            message = f"is {source}, which gives {listed(gives)}, but {named} learns from {task}; {_SOURCES[task]}"
+            yield Misfit(message, ("data.source", "model.name"))
+        if isinstance(self.model, HfSpec) and self.data.varies:
+            yield Misfit(
+                "must be false: hf models are cut for sequences of one length", ("data.variable", "model.name")
+            )
+
+
+_SOURCES: dict[Task, str] = {
+    **dict.fromkeys(("causal-lm", "masked-lm", "masked-lm-pairs"), "sources of that: python-stdlib, text, jsonl, hf"),
+    "translation": "sources of that: parallel, synthetic",
+    "images": "sources of that: images, synthetic",
+}
 
 
 def _count(number: int, one: str, many: str = "") -> str:

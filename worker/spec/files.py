@@ -72,6 +72,21 @@ class RunFiles:
         """What hostd itself had to say."""
         return self.folder / "hostd.log"
 
+    @property
+    def checkpoints(self) -> Path:
+        """What the run saved; see ``worker.checkpoint.layout`` for the names inside."""
+        return self.folder / "checkpoints"
+
+    @property
+    def request(self) -> Path:
+        """What was typed: where cluster.yml lay, and the overrides; what ``vpipe resume`` starts from."""
+        return self.folder / "request.json"
+
+    @property
+    def hosts(self) -> Path:
+        """Of a run on other hosts: its folder on each, by host, the head's first."""
+        return self.folder / "hosts.json"
+
     def attempt(self, attempt: int) -> Path:
         """The folder of one attempt, counted from 1."""
         return self.folder / f"attempt-{attempt}"
@@ -91,6 +106,18 @@ class RunFiles:
     def exit(self, attempt: int, rank: int) -> Path:
         """How a rank ended; written last, by hostd."""
         return self.attempt(attempt) / f"rank-{rank}.exit.json"
+
+    def progress(self, attempt: int, rank: int) -> Path:
+        """What a rank does at this moment; ``worker.progress`` writes it in place, hostd reads it."""
+        return self.attempt(attempt) / f"rank-{rank}.progress"
+
+    def stacks(self, attempt: int, rank: int) -> Path:
+        """The stacks of a rank's threads, each time it was asked for them (SIGUSR2)."""
+        return self.attempt(attempt) / f"rank-{rank}.stacks"
+
+    def trace(self, rank: int) -> Path:
+        """Timed spans of one rank in some of its steps, as ``worker.trace`` writes them."""
+        return self.folder / "trace" / f"rank-{rank}.jsonl"
 
     def metrics(self, rank: int) -> Path:
         """Numbers per step of one rank."""
