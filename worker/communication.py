@@ -151,7 +151,7 @@ class Communicator:
 
     def sum_over_ranks(self, tensor: Tensor, what: str) -> Tensor:
         """The element-wise sum over all ranks, in place."""
-        with _explained(what), self._waiting, progress.waiting(what), trace.span("sum", what):
+        with _explained(what), progress.waiting(what), self._waiting, trace.span("sum", what):
             dist.all_reduce(tensor)
         return tensor
 
@@ -171,7 +171,7 @@ class Communicator:
     def _waits(self, address: Address, kind: str) -> Iterator[None]:
         """Everything that is to know that this rank waits for ``address``."""
         recorded = trace.span(kind, address, address.minibatch)
-        with _explained(address), self._waiting, progress.waiting(address), recorded:
+        with _explained(address), progress.waiting(address), self._waiting, recorded:
             yield
 
     def _wire_tag(self, address: Address) -> int:

@@ -1,0 +1,41 @@
+"""`vpipe trace`: what every rank did in the recorded steps, on one time line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+RUN = "id, name, or the beginning of an id; default: the newest run of this folder"
+
+
+def trace(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help=RUN, show_default=False)] = None,
+    file: Annotated[
+        Path | None, typer.Option("-f", "--file", help="where to write; default: trace.json in the run's folder")
+    ] = None,
+    output: Annotated[Literal["text", "json"], typer.Option("-o", "--output", help="what to print")] = "text",
+) -> None:
+    """Merge the recorded spans of all ranks into a trace that Perfetto and chrome://tracing open."""
+    from dataclasses import asdict
+
+    from vpipe_cli.render import spans
+    from vpipe_cli.render.console import show
+    from vpipe_cli.runs.job import placed_job
+    from vpipe_cli.runs.store import find
+    from vpipe_cli.tracing import sums, write
+    from vpipe_cli.tracing.read import read
+
+    found = find(run)
+    traces = read(found, placed_job(found))
+    path = write.chrome(found, traces, file)
+    ranks = [sums.shares(each) for each in traces]
+    if output == "json":
+        about = {"schema": 1, "run": found.id, "file": str(path)}
+        error = max(each.offset_error for each in traces)
+        typer.echo(json.dumps({**about, "clock_error_seconds": error, "ranks": [asdict(each) for each in ranks]}))
+        return
+    show(spans.table(ranks))
+    typer.echo(spans.summary(traces, path))
