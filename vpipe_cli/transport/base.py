@@ -53,7 +53,7 @@ class Transport(Protocol):
         """
 
     def open(self, argv: Sequence[str], *, timeout: float) -> Channel:
-        """Start ``argv`` and return with its input and output open; its errors are discarded. Raises as ``run`` does."""
+        """Start ``argv`` and return; its errors are discarded. Raises as ``run`` does."""
 
     def put(
         self, source: Path | bytes, target: str, *, mode: int = 0o600, progress: Progress | None = None, timeout: float

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 import select
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from vpipe_cli.transport.base import Channel, Finished, Progress
 from worker.errors import TransferError, UnreachableError
@@ -20,14 +24,21 @@ class LocalTransport:
     host = "localhost"
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Finished:
-        """Run ``argv`` to its end; raises TimeoutError, and ends it, after ``timeout`` seconds."""
+        """Run ``argv`` to its end; raises TimeoutError, and ends all it started, after ``timeout`` seconds."""
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         try:
-            done = subprocess.run(argv, input=stdin, capture_output=True, timeout=timeout, start_new_session=True)
-        except subprocess.TimeoutExpired:
-            raise TimeoutError(f"{argv[0]} ran longer than {timeout:g} s") from None
+            process = subprocess.Popen(argv, start_new_session=True, **pipes)
         except OSError as error:
             return Finished(127, b"", str(error).encode())
-        return Finished(done.returncode if done.returncode >= 0 else None, done.stdout, done.stderr)
+        with process:
+            try:
+                output, errors = process.communicate(stdin, timeout)
+            except BaseException as error:
+                os.killpg(process.pid, signal.SIGKILL)  # not reaped yet, so the group is still its own
+                if isinstance(error, subprocess.TimeoutExpired):
+                    raise TimeoutError(f"{self.host}: {argv[0]} did not end within {timeout:g} s") from None
+                raise
+        return Finished(process.returncode if process.returncode >= 0 else None, output, errors)
 
     def open(self, argv: Sequence[str], *, timeout: float) -> Channel:
         """Start ``argv``."""
@@ -38,20 +49,23 @@ class LocalTransport:
     ) -> None:
         """Write a file aside, then rename it into place."""
         path = Path(target)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}")
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with aside.open("wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            _make_folder(path.parent)
+            with open(aside, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
                 for sent, chunk in _chunks(source):
                     file.write(chunk)
                     if progress:
                         progress(sent)
                 file.flush()
+                os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
             aside.replace(path)
         except OSError as error:
-            aside.unlink(missing_ok=True)
-            raise TransferError(f"cannot write {target}: {error}") from None
+            raise TransferError(f"{self.host}: cannot write {target}: {error.strerror or error}") from None
+        finally:
+            with suppress(OSError):
+                aside.unlink()
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -97,6 +111,13 @@ class LocalChannel:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder and those it is in, each with mode 0700."""
+    if not path.exists():
+        _make_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def _chunks(source: Path | bytes) -> Iterator[tuple[int, bytes]]:
