@@ -1,12 +1,14 @@
 # make run    train BERT in a 2-stage pipeline on this machine, from an empty clone
 # make test   install what the tests need, check the code, run every test
 # make check  ruff and mypy only
+# make testbed N=4   leave 4 hosts with sshd up on this machine (needs root); make testbed-down ends them (T=NUMBER where several are up)
 # make clean  remove the environment
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+N ?= 4
 
-.PHONY: run test check clean
+.PHONY: run test check clean testbed testbed-down
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
@@ -15,12 +17,22 @@ run: $(VENV)/run.stamp
 	@echo "next: . $(BIN)/activate, then: vpipe logs --rank 1, vpipe status, vpipe init; README.md tells the rest"
 
 test: check
+	tests/testbed/install
+	tests/apptainer/install
+	$(BIN)/python -m tests.apptainer
 	$(BIN)/python -m pytest
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+testbed: $(VENV)/test.stamp
+	tests/testbed/install
+	$(BIN)/python -m tests.testbed up $(N)
+
+testbed-down:
+	$(BIN)/python -m tests.testbed down $(T)
 
 clean:
 	rm -rf $(VENV)

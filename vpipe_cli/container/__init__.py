@@ -1,0 +1,1 @@
+"""Images: built once, shipped by content, run by a command that a pure function writes."""

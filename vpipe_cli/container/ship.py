@@ -1,0 +1,234 @@
+"""One image to many machines: nothing where it is, the rest where it was cut off, once from here and then among them.
+
+Every machine is asked what it has. If none has the image, one gets it from here. Whoever has it gives it to the others,
+two at a time, over their own network; who cannot be reached there gets it from here. The digest is checked by every
+machine as the bytes arrive, and only then the image gets its name (see ``vpipe_cli.onhost.images``).
+"""
+
+from __future__ import annotations
+
+import queue
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Semaphore
+from typing import Any, Literal
+
+from vpipe_cli.container.code import ROOM, gather
+from vpipe_cli.container.talk import Refusal, Talk, prefix
+from vpipe_cli.onhost.send import ask
+from vpipe_cli.transport.base import Transport
+from worker.errors import ImageError, TransferError, UnreachableError
+
+HERE = "localhost"
+CHUNK = 1 << 20
+MOST_THREADS = 64
+AT_ONCE = 2
+"""Machines that one machine gives the image to at the same time."""
+UPLOADS = 4
+"""Machines that get it from here at the same time."""
+SLOWEST = 50e6
+"""Bytes per second at which a machine at least reads its own disk."""
+
+What = Literal["present", "waiting", "uploading", "fetching", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far one host is: bytes it has, of all of them; ``via`` names the machine that gives them."""
+
+    host: str
+    what: What
+    done: int
+    total: int
+    via: str = ""
+
+
+Progress = Callable[[Step], None]
+
+
+def ship(
+    hosts: Mapping[str, Transport], sif: Path, sha256: str, progress: Progress | None = None, *, repair: bool = False
+) -> dict[str, str]:
+    """Bring an image to every host; its path on each.
+
+    Args:
+        progress: called from several threads.
+        repair: replace an image that is damaged on a host; else it is refused.
+    Raises:
+        ImageError: the image is damaged on a host.
+        TransferError: a host could not take it. All that could not are named.
+        UnreachableError: a host did not answer any more.
+    """
+    return Shipment(hosts, sif, sha256, progress or (lambda _: None)).run(repair)
+
+
+class Shipment:
+    """One image on its way."""
+
+    def __init__(self, hosts: Mapping[str, Transport], sif: Path, sha256: str, progress: Progress) -> None:
+        self.hosts = {host: transport for host, transport in hosts.items() if host != HERE}
+        self.here = [host for host in hosts if host == HERE]
+        self.sif, self.sha256, self.size = sif, sha256, sif.stat().st_size
+        self.progress = progress
+        self.found: dict[str, dict[str, Any]] = {}
+        self.givers: queue.Queue[str | None] = queue.Queue()
+        self.uploads = Semaphore(UPLOADS)
+        self.talks: set[Talk] = set()
+        self.stopped = False
+
+    def run(self, repair: bool) -> dict[str, str]:
+        """Look everywhere, then bring it where it lacks."""
+        self.found = self._look(repair)
+        self._refuse()
+        paths = {host: str(self.found[host]["path"]) for host in self.hosts}
+        missing = [host for host in self.hosts if not self.found[host]["here"]]
+        for host in self.hosts:
+            if host not in missing:
+                self._tell(host, "present", self.size)
+                self._offer(host)
+        if missing and len(missing) == len(self.hosts):
+            seed = max(missing, key=lambda host: int(self.found[host]["begun"]))
+            missing.remove(seed)
+            self._upload(seed)
+            self._offer(seed)
+        self._spread(missing)
+        return {**{host: str(self.sif) for host in self.here}, **paths}
+
+    def _spread(self, missing: list[str]) -> None:
+        with ThreadPoolExecutor(max(1, min(MOST_THREADS, len(missing)))) as pool:
+            done = {host: pool.submit(self._bring, host) for host in missing}
+            try:
+                wait(done.values())
+            except BaseException:  # Ctrl-C: what goes on is ended, not waited for
+                self._stop(len(missing))
+                raise
+        gather({host: future.exception() or future.result() for host, future in done.items()})
+
+    def _stop(self, waiting: int) -> None:
+        self.stopped = True
+        for _ in range(waiting):
+            self.givers.put(None)
+        for talk in list(self.talks):
+            talk.close()
+
+    @contextmanager
+    def _talk(self, host: str, request: dict[str, Any]) -> Iterator[Talk]:
+        """A conversation about this image that ``_stop`` ends too."""
+        if self.stopped:
+            raise UnreachableError(f"{host}: shipping was ended")
+        talk = Talk(self.hosts[host], {"sha256": self.sha256, "size": self.size, **request})
+        self.talks.add(talk)
+        try:
+            yield talk
+        finally:
+            self.talks.discard(talk)
+            talk.close()
+
+    def _look(self, repair: bool) -> dict[str, dict[str, Any]]:
+        request = {"do": "look", "sha256": self.sha256, "size": self.size, "repair": repair}
+        limit = 60 + 2 * self.size / SLOWEST
+
+        def one(transport: Transport) -> dict[str, Any]:
+            found: dict[str, Any] = ask(transport, "images", request, timeout=limit)
+            if "error" in found:
+                raise TransferError(f"{transport.host}: {found['error']}", ROOM)
+            return found
+
+        with ThreadPoolExecutor(max(1, min(MOST_THREADS, len(self.hosts)))) as pool:
+            asked = {host: pool.submit(one, transport) for host, transport in self.hosts.items()}
+        gather({host: future.exception() or "" for host, future in asked.items()})
+        return {host: future.result() for host, future in asked.items()}
+
+    def _refuse(self) -> None:
+        """Stop before anything is sent where it cannot end well."""
+        damaged = [
+            f"{host}: the image {found['damaged']}" for host, found in self.found.items() if found.get("damaged")
+        ]
+        if damaged:
+            raise ImageError("\n".join(damaged), "`vpipe image ship --repair` replaces it")
+        full = [
+            f"{host}: the disk of {found['root']} has {found['free'] >> 20} MB, the image needs {self.size >> 20}"
+            for host, found in self.found.items()
+            if not found["here"] and found["free"] < self.size - found["begun"]
+        ]
+        if full:
+            raise TransferError("\n".join(full), ROOM)
+
+    def _bring(self, host: str) -> str:
+        """From another machine if that can be, else from here."""
+        giver = self.givers.get()
+        try:
+            if giver is not None and self._fetch(host, giver):
+                self._offer(host)
+                return host
+        finally:
+            self.givers.put(giver)
+        self._upload(host)
+        self._offer(host)
+        return host
+
+    def _offer(self, host: str) -> None:
+        for _ in range(AT_ONCE):
+            self.givers.put(host)
+
+    def _fetch(self, host: str, giver: str) -> bool:
+        """Whether the machine got it from another one. What went wrong there is no error: there is another way."""
+        token = secrets.token_hex(32)
+        peers = self.found[host]["addresses"]
+        try:
+            with self._talk(giver, {"do": "serve", "peers": peers, "token": token}) as serving:
+                endpoints = serving.hear()["endpoints"]
+                with self._talk(host, {"do": "fetch", "endpoints": endpoints, "token": token}) as fetching:
+                    self._follow(fetching, host, giver)
+        except (Refusal, UnreachableError, TimeoutError, KeyError):
+            return False
+        return True
+
+    def _follow(self, fetching: Talk, host: str, giver: str) -> None:
+        while True:
+            answer = fetching.hear()
+            if "done" in answer:
+                self._tell(host, "present" if answer.get("here") else "done", self.size, giver)
+                return
+            self._tell(host, *_stage(answer, "fetching"), via=giver)
+
+    def _upload(self, host: str) -> None:
+        with self.uploads, self._talk(host, {"do": "receive"}) as talk:
+            try:
+                answer = talk.hear()
+                while "waiting" in answer:
+                    self._tell(host, "waiting", answer["waiting"])
+                    answer = talk.hear()
+                if "done" not in answer:
+                    self._send(talk, host, answer)
+                    answer = talk.hear()
+                self._tell(host, "present" if answer.get("here") else "done", self.size, HERE)
+            except Refusal as refusal:
+                self._tell(host, "failed", 0)
+                raise TransferError(f"{host}: {refusal}", ROOM if refusal.full else "") from None
+            except TimeoutError as error:
+                self._tell(host, "failed", 0)
+                raise UnreachableError(f"{host}: {error}", "start it again; it goes on where it was cut off") from None
+
+    def _send(self, talk: Talk, host: str, answer: dict[str, Any]) -> None:
+        """Send what the machine lacks; all of it if the beginning it has is another one."""
+        have = int(answer["have"])
+        at = have if have <= self.size and prefix(self.sif, have) == answer["prefix"] else 0
+        talk.say({"from": at})
+        with self.sif.open("rb") as file:
+            file.seek(at)
+            while piece := file.read(CHUNK):
+                talk.send(piece)
+                at += len(piece)
+                self._tell(host, "uploading", at, HERE)
+
+    def _tell(self, host: str, what: What, done: int, via: str = "") -> None:
+        self.progress(Step(host, what, done, self.size, via))
+
+
+def _stage(answer: dict[str, Any], moving: What) -> tuple[What, int]:
+    return ("waiting", int(answer["waiting"])) if "waiting" in answer else (moving, int(answer.get("got", 0)))
