@@ -70,7 +70,7 @@ def test_logs_that_match(files: RunFiles) -> None:
 
 def test_logs_as_json(files: RunFiles) -> None:
     first = json.loads(vpipe("logs", "-o", "jsonl").splitlines()[0])
-    assert list(first) == ["time", "rank", "stage", "host", "stream", "text"]
+    assert list(first) == ["time", "rank", "stage", "host", "attempt", "stream", "text"]
     assert first["text"] == "line 0"
 
 

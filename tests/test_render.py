@@ -151,6 +151,7 @@ def test_a_json_line_keeps_the_text_whole_and_is_safe_to_print(files: RunFiles) 
         "rank": 1,
         "stage": 1,
         "host": "localhost",
+        "attempt": 1,
         "stream": "stderr",
         "text": HOSTILE,
     }

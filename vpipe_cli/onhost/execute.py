@@ -1,6 +1,7 @@
 """Runs one command in the place of a rank, and hands over what it prints as it comes.
 
-Python 3.8, standard library only. Its environment comes on standard input with this program, never in an argv. It ends when the client goes away.
+Python 3.8, standard library only. Its environment comes on standard input with this program, never in an
+argv. It ends when the client goes away.
 """
 
 from __future__ import annotations

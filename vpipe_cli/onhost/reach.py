@@ -42,7 +42,9 @@ def listen(token: bytes, addresses: List[str], seconds: float) -> None:
         ready = select.select([*sockets, sys.stdin], [], [], max(0.0, deadline - time.monotonic()))[0]
         if sys.stdin in ready:
             break  # nobody writes: it is the end of the input
-        for server in ready:
+        for server in sockets:
+            if server not in ready:
+                continue
             connection, _ = server.accept()
             with connection:
                 connection.sendall(token)
@@ -71,7 +73,8 @@ def call(targets: Dict[str, Dict[str, Any]]) -> Dict[str, Dict[str, Any]]:
     for thread in threads:
         thread.join(2 * PATIENCE)
     with lock:
-        return json.loads(json.dumps(found))
+        copied: Dict[str, Dict[str, Any]] = json.loads(json.dumps(found))
+        return copied
 
 
 def knock(token: bytes, address: str, port: int) -> Tuple[Optional[Dict[str, Any]], str]:

@@ -20,8 +20,8 @@ STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "inside
 def main(request: Dict[str, Any]) -> None:
     """``run``, and ``ranks`` as [[rank, file of its stacks], ...]; answers an object for each rank found."""
     found = dict(processes(request["run"]))
-    answers = {}
-    begun = {}
+    answers: Dict[int, Dict[str, Any]] = {}
+    begun: Dict[int, Tuple[str, int]] = {}
     for rank, path in request["ranks"]:
         pid = found.get(rank)
         if pid is None:
@@ -84,8 +84,8 @@ def size(path: str) -> int:
 def settled(begun: Dict[int, Tuple[str, int]]) -> Iterator[Tuple[int, str]]:
     """What was added to each file, once it grows no more."""
     deadline = time.monotonic() + PATIENCE
-    seen = {rank: (at, time.monotonic()) for rank, (_, at) in begun.items()}  # type: Dict[int, Tuple[int, float]]
-    waiting = set(begun)  # type: Any
+    seen: Dict[int, Tuple[int, float]] = {rank: (at, time.monotonic()) for rank, (_, at) in begun.items()}
+    waiting = set(begun)
     while waiting and time.monotonic() < deadline:
         time.sleep(0.02)
         for rank in list(waiting):

@@ -11,7 +11,7 @@ import os
 import pwd
 import signal
 import time
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Set
 
 YOUNG = 10.0  # seconds a process may have, while its hostd ends with all that is its own
 
@@ -27,7 +27,8 @@ def main(request: Dict[str, Any]) -> None:
 
 def orphans(young: float) -> List[Dict[str, Any]]:
     """Every process that carries the token of a run which has no hostd here."""
-    carriers, watched = [], set()  # type: List[Dict[str, Any]], Set[str]
+    carriers: List[Dict[str, Any]] = []
+    watched: Set[str] = set()
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
@@ -81,7 +82,7 @@ def begun(name: str) -> str:
 def still_there(process: Dict[str, Any]) -> bool:
     """Whether it is that process, and no later one of its number."""
     try:
-        return begun(str(process["pid"])) == process["begun"]
+        return begun(str(process["pid"])) == str(process["begun"])
     except (OSError, IndexError):
         return False
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from vpipe_cli.render.console import console
-from vpipe_cli.runs.logs import Record, Source
+from vpipe_cli.runs.logs import Record, Source, record
+from vpipe_cli.runs.merge import Entry
 from vpipe_cli.sanitize import clean, decode
+from worker.logfilter import HEAD, PLAIN, STAMP_ENDS, shown
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -23,9 +25,15 @@ def colour(rank: int) -> str:
 
 def heads(sources: Sequence[Source]) -> dict[int, str]:
     """What the lines of each rank begin with, all of one width: ``1/s1 localhost | ``."""
-    names = {source.rank: clean(f"{source.rank}/s{source.stage} {source.host}") for source in sources}
-    width = max(map(len, names.values()), default=0)
-    return {rank: f"{name:{width}} | " for rank, name in names.items()}
+    return dict(zip((source.rank for source in sources), _heads(sources), strict=True))
+
+
+def _heads(sources: Sequence[Source], attempts: bool = False) -> list[str]:
+    names = [clean(f"{source.rank}/s{source.stage} {source.host}") for source in sources]
+    if attempts:
+        names = [f"#{source.attempt} {name}" for source, name in zip(sources, names, strict=True)]
+    width = max(map(len, names), default=0)
+    return [f"{name:{width}} | " for name in names]
 
 
 def line(record: Record, head: str) -> Text:
@@ -40,20 +48,49 @@ def json_line(record: Record) -> str:
     """One record as JSON. Its text is whole: control characters are escaped by JSON, not dropped."""
     source = record.source
     fields = {"time": record.time, "rank": source.rank, "stage": source.stage, "host": source.host}
-    return json.dumps({**fields, "stream": record.stream, "text": decode(record.text)})
+    return json.dumps({**fields, "attempt": source.attempt, "stream": record.stream, "text": decode(record.text)})
 
 
 def formatter(sources: Sequence[Source], stream: TextIO | None = None) -> Callable[[Record], str]:
-    """A function that makes a line of a record: coloured if ``stream`` (standard output) is a terminal.
+    """A function that makes a line of a record: coloured if ``stream`` (standard output) is a terminal."""
+    drawn = dict(zip((source.rank for source in sources), _drawn(sources, False, stream), strict=True))
+    return lambda record: drawn[record.source.rank] + clean(record.text)
 
-    Lines are made as strings because a log can have millions of them; only their heads are drawn by rich, once.
+
+class Lines:
+    """Makes text of whole batches of a log, which can have millions of lines: rich draws their heads only, once.
+
+    Args:
+        sources: may grow; an entry's number is its place in it.
+        attempts: whether lines say which attempt they are of. They do as soon as there are several.
+        output: ``text``, or ``jsonl`` for one JSON object a line.
     """
+
+    def __init__(self, sources: Sequence[Source], output: str, stream: TextIO | None = None) -> None:
+        self._sources, self._output, self._stream = sources, output, stream
+        self._heads: list[str] = []
+
+    def __call__(self, batch: Sequence[Entry]) -> str:
+        """The lines of a batch, each with its newline. Most batches are printable ASCII, and need no cleaning."""
+        if self._output == "jsonl":
+            return "".join(json_line(record(entry, self._sources[entry[1]])) + "\n" for entry in batch)
+        if len(self._heads) < len(self._sources):
+            several = len({source.attempt for source in self._sources}) > 1
+            self._heads = _drawn(self._sources, several, self._stream)
+        heads, lines = self._heads, [line for _, _, line in batch]
+        if not b"".join(lines).translate(None, PLAIN) and {line[26:30] for line in lines} <= STAMP_ENDS:
+            return "".join([f"{heads[number]}{line[HEAD:].decode()}\n" for _, number, line in batch])
+        return "".join([f"{heads[number]}{shown(line)}\n" for _, number, line in batch])
+
+
+def _drawn(sources: Sequence[Source], attempts: bool, stream: TextIO | None) -> list[str]:
+    """The heads as written to ``stream``: with colours if it is a terminal."""
     from rich.text import Text
 
     target = console(stream)
-    drawn = {}
-    for rank, head in heads(sources).items():
+    drawn = []
+    for source, head in zip(sources, _heads(sources, attempts), strict=True):
         with target.capture() as capture:
-            target.print(Text(head, style=colour(rank)), end="", soft_wrap=True)
-        drawn[rank] = capture.get()
-    return lambda record: drawn[record.source.rank] + clean(record.text)
+            target.print(Text(head, style=colour(source.rank)), end="", soft_wrap=True)
+        drawn.append(capture.get())
+    return drawn

@@ -48,7 +48,7 @@ def _success(ended: Outcome, result: Result, picture: str) -> RenderableType:
     )
     baseline = f"guessing by how frequent each token is gives {text.loss(result.baseline_loss)}"
     loss = Text.assemble("  loss     ", (text.loss(result.loss), "bold"), f"   ({baseline})")
-    facts = [f"  weights  {result.weights_sha256}", f"  folder   {ended.folder}"]
+    facts = [*_prediction(result), f"  weights  {result.weights_sha256}", f"  folder   {ended.folder}"]
     if picture:
         facts.append(f"  picture  {picture}")
     return Group(headline, loss, "", _stages(result.stages), "", _lines(*facts))
@@ -66,6 +66,21 @@ def _stages(stages: Sequence[StageResult]) -> Table:
         cells = [str(stage.stage), str(stage.rank), str(stage.layers), busy, text.percent(stage.idle_share), memory]
         table.add_row(*map(Text, cells))
     return table
+
+
+def _prediction(result: Result) -> list[str]:
+    """What the planner expected beside what was, where it had layers measured."""
+    if not (result.predicted_step_seconds and result.step_seconds):
+        return []
+    step = text.error(result.predicted_step_seconds, result.step_seconds)
+    pairs = [(s.predicted_seconds, s.stage_seconds) for s in result.stages if s.predicted_seconds]
+    memory = [(s.predicted_memory_bytes, s.peak_memory_bytes) for s in result.stages if s.predicted_memory_bytes]
+    worst = [
+        max((text.error(*pair) for pair in each), key=lambda e: abs(float(e[:-1])), default="-")
+        for each in (pairs, memory)
+    ]
+    steps = f"{text.span(result.predicted_step_seconds)} a step, was {text.span(result.step_seconds)} ({step})"
+    return [f"  planned  {steps}; stages off by up to {worst[0]}, their memory by {worst[1]}"]
 
 
 def _failure(ended: Outcome, failure: Failure, height: int | None) -> RenderableType:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vpipe_cli.render import text
 from vpipe_cli.render.live import state_text
+from vpipe_cli.runs.orphans import Orphan
 from vpipe_cli.runs.outcome import Outcome, RankLine
 from vpipe_cli.sanitize import clean
 
@@ -46,7 +47,8 @@ def run(stands: Outcome, now: float) -> RenderableType:
     progress = f"  step {stands.step}/{stands.steps}{share}  loss {text.loss(stands.loss)}"
     age = f"  started {text.age(now - stands.started)} ago"
     headline = Text.assemble("run ", stands.run, " ", state_text(stands.state), progress, age)
-    return Group(headline, Text(f"  folder   {clean(str(stands.folder))}"), "", ranks(stands.ranks))
+    queue = [Text(f"  slurm    {clean(stands.queue)}")] if stands.queue else []
+    return Group(headline, Text(f"  folder   {clean(str(stands.folder))}"), *queue, "", ranks(stands.ranks))
 
 
 def ranks(listed: Sequence[RankLine]) -> Table:
@@ -62,4 +64,19 @@ def ranks(listed: Sequence[RankLine]) -> Table:
     for rank in listed:
         place = [str(rank.stage), str(rank.rank), clean(rank.host), clean(rank.device)]
         table.add_row(*map(Text, place), state_text(rank.state), Text(clean(rank.cause)))
+    return table
+
+
+def orphans(listed: Sequence[Orphan]) -> Table:
+    """Processes that outlived their runs."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("host", "process", "user", "run", "rank", "command"):
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    for each in listed:
+        rank = "-" if each.rank is None else str(each.rank)
+        cells = (each.host, str(each.pid), each.user, each.run, rank, each.command)
+        table.add_row(*(Text(clean(cell)) for cell in cells))
     return table

@@ -57,6 +57,11 @@ def percent(share: float) -> str:
     return f"{share:.0%}"
 
 
+def error(predicted: float, measured: float) -> str:
+    """How far a prediction was off what was measured: ``+4%`` where it took longer than predicted."""
+    return f"{measured / predicted - 1:+.0%}" if predicted else "-"
+
+
 def bar(share: float, width: int) -> str:
     """A share of 0..1 as a bar of ``width`` characters, blank where it is not filled."""
     eighths = round(min(1.0, max(0.0, share)) * width * 8)

@@ -1,35 +1,42 @@
-"""The logs of a run's ranks as one stream of records: read, followed by byte offset, searched by time."""
+"""The logs of a run's ranks: which there are, and what is in them, as lines in the order of time."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
-from heapq import merge
-from itertools import chain, islice, takewhile
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from vpipe_cli.runs import lines
+from vpipe_cli.runs import merge
+from worker import logfilter
 from worker.errors import UsageError
+from worker.logfilter import STAMP, Block
 from worker.spec.files import RunFiles
 from worker.spec.job import Job
 
-STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z) ([oe]) ")
 STREAMS = {b"o": "stdout", b"e": "stderr"}
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
-Cursor = dict[int, int]
-"""Bytes of each rank's log that were read; handed back, reading goes on there. A rank not named is at its beginning."""
+Key = tuple[int, int]
+Cursor = dict[Key, int]
+"""Bytes of each log, by attempt and rank, that were read; handed back, reading goes on there. One not named is new."""
 
 
 class Source(NamedTuple):
-    """One rank's log, and what its lines are headed with."""
+    """One rank's log of one attempt, and what its lines are headed with."""
 
     rank: int
     stage: int
     host: str
     path: Path
+    attempt: int = 1
+
+    @property
+    def key(self) -> Key:
+        """What tells it from the others of its run."""
+        return self.attempt, self.rank
 
 
 class Record(NamedTuple):
@@ -39,16 +46,23 @@ class Record(NamedTuple):
     source: Source
     stream: str
     text: bytes
-    offset: int
 
 
 def sources(files: RunFiles, job: Job, attempt: int = 1) -> list[Source]:
     """The log of every rank of an attempt."""
-    return [Source(rank.rank, rank.stage, rank.host, files.log(attempt, rank.rank)) for rank in job.ranks]
+    return [Source(rank.rank, rank.stage, rank.host, files.log(attempt, rank.rank), attempt) for rank in job.ranks]
 
 
-def choose(every: Sequence[Source], ranks: str | None = None, stage: int | None = None) -> list[Source]:
-    """The sources of some ranks (``"0,2-3"``) and of one stage. Raises UsageError where nothing can be meant."""
+def attempts(files: RunFiles) -> list[int]:
+    """The attempts there are, counted from 1; the first one even before it began."""
+    found = (re.fullmatch(r"attempt-([1-9]\d{0,5})", path.name) for path in files.folder.glob("attempt-*"))
+    return sorted(int(match[1]) for match in found if match) or [1]
+
+
+def choose(
+    every: Sequence[Source], ranks: str | None = None, stage: int | None = None, host: str | None = None
+) -> list[Source]:
+    """The sources of some ranks (``"0,2-3"``), of one stage, of one host. Raises UsageError if nothing can be meant."""
     chosen = list(every)
     if ranks is not None:
         wanted = set(chain.from_iterable(map(_span, ranks.split(","))))
@@ -60,6 +74,11 @@ def choose(every: Sequence[Source], ranks: str | None = None, stage: int | None 
         chosen = [source for source in chosen if source.stage == stage]
         if not chosen:
             raise UsageError(f"--stage {stage}: none of these ranks runs it", "`vpipe status` shows ranks and stages")
+    if host is not None:
+        chosen = [source for source in chosen if source.host == host]
+        if not chosen:
+            hosts = ", ".join(dict.fromkeys(source.host for source in every))
+            raise UsageError(f"--host {host}: none of these ranks runs there", f"this run is on {hosts}")
     return chosen
 
 
@@ -75,96 +94,46 @@ def read(chosen: Sequence[Source], cursor: Cursor, *, rest: bool = False) -> Ite
 
     A line still being written comes with the next read, or with ``rest``, when nobody writes any more.
     """
-    logs = (_records(source, lines.forward(source.path, cursor.get(source.rank, 0), rest=rest)) for source in chosen)
-    for record in merge(*logs, key=_order):
-        cursor[record.source.rank] = record.offset
-        yield record
+    for batch in merge.merged([_tracked(source, cursor, rest) for source in chosen]):
+        for entry in batch:
+            source = chosen[entry[1]]
+            cursor[source.key] += len(entry[2]) + 1
+            yield record(entry, source)
 
 
-def follow(
-    chosen: Sequence[Source], cursor: Cursor, finished: Callable[[], bool], pause: Callable[[], None]
-) -> Iterator[Record]:
-    """``read`` again and again, with a ``pause`` between, until the run is ``finished`` and all is read."""
-    ended = False
-    while not ended:
-        ended = finished()  # asked before reading: what is written before the end is read
-        yield from read(chosen, cursor, rest=ended)
-        if not ended:
-            pause()
+def _tracked(source: Source, cursor: Cursor, rest: bool) -> Iterator[Block]:
+    """The blocks of a log, ``cursor`` at the beginning of each when it is handed out."""
+    for end, data in logfilter.blocks(str(source.path), cursor.get(source.key, 0), rest):
+        cursor[source.key] = end - len(data)
+        yield end, data
+        cursor[source.key] = end
 
 
-def last(
-    chosen: Sequence[Source],
-    cursor: Cursor,
-    count: int,
-    wanted: Callable[[Record], bool] = lambda record: True,
-    *,
-    rest: bool = False,
-) -> list[Record]:
-    """The last ``count`` wanted records behind ``cursor``, in the order of time; moves ``cursor`` to the end."""
-    begin = dict(cursor)
-    logs = [_backward(source, cursor, begin.get(source.rank, 0), rest) for source in chosen]
-    newest = merge(*logs, key=_order, reverse=True)
-    return list(islice(filter(wanted, newest), count))[::-1]
+def last(chosen: Sequence[Source], cursor: Cursor, count: int, *, rest: bool = False) -> list[Record]:
+    """The last ``count`` records behind ``cursor``, in the order of time; moves ``cursor`` to the end."""
+    tails: list[list[bytes]] = []
+    for source in chosen:
+        begin = cursor.get(source.key, 0)
+        cursor[source.key], lines = logfilter.tail(str(source.path), count, None, begin, rest)
+        tails.append([line for _, line in lines])
+    return [record(entry, chosen[entry[1]]) for entry in merge.last(tails, count)]
 
 
-def _backward(source: Source, cursor: Cursor, begin: int, rest: bool) -> Iterator[Record]:
-    behind = takewhile(lambda line: line[0] > begin, lines.backward(source.path, rest=rest))
-    newest = next(behind, None)
-    if newest is None:
-        return
-    cursor[source.rank] = newest[0]
-    group: list[lines.Line] = []  # a stamped line and the torn ones behind it, last first
-    for line in chain([newest], behind):
-        group.append(line)
-        if STAMP.match(line[1]):
-            yield from reversed(list(_records(source, reversed(group))))
-            group.clear()
-    yield from reversed(list(_records(source, reversed(group))))
+def record(entry: merge.Entry, source: Source) -> Record:
+    """An entry of a merged log with all that is known of it."""
+    time, _, line = entry
+    match = STAMP.match(line)
+    if match is None:
+        return Record(time.decode(), source, "stdout", line)
+    return Record(match[1].decode(), source, STREAMS[match[2]], line[match.end() :])
 
 
-def _order(record: Record) -> tuple[str, int]:
-    return record.time, record.source.rank
+def texts(records: Iterable[Record]) -> list[str]:
+    """What the records say."""
+    return [found.text.decode("utf-8", "replace") for found in records]
 
 
-def _records(source: Source, found: Iterable[lines.Line]) -> Iterator[Record]:
-    """Lines as records. One without a stamp (torn by a full disk) is kept, at the time of the one read before it."""
-    time = ""
-    for offset, line in found:
-        match = STAMP.match(line)
-        if match:
-            time = match[1].decode()
-            yield Record(time, source, STREAMS[match[2]], line[match.end() :], offset)
-        elif line:
-            yield Record(time, source, "stdout", line, offset)
-
-
-def since(path: Path, stamp: str) -> int:
-    """The offset of the first record stamped ``stamp`` or later, by bisection; behind the last if there is none."""
-    low, high = 0, path.stat().st_size if path.exists() else 0
-    while high - low > lines.BLOCK:
-        middle = (low + high) // 2
-        found = next((time for _, _, time in _stamps(path, middle)), "")
-        low, high = (middle, high) if found and found < stamp else (low, middle)
-    behind = low
-    for begin, end, time in _stamps(path, low):
-        if time >= stamp:
-            return begin
-        behind = end
-    return behind
-
-
-def _stamps(path: Path, offset: int) -> Iterator[tuple[int, int, str]]:
-    """Beginning, end and time of the stamped lines that begin behind ``offset``, or at 0."""
-    begin = offset
-    for end, line in lines.forward(path, offset):
-        match = STAMP.match(line)
-        if match and (begin > offset or offset == 0):
-            yield begin, end, match[1].decode()
-        begin = end
-
-
-def moment(text: str, now: datetime) -> str:
+def moment(text: str, now: datetime, option: str = "--since") -> str:
     """``5m``, ``2h``, ``1d`` ago or an RFC 3339 time, as a log's stamp. Raises UsageError for anything else."""
     try:
         if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text):
@@ -174,7 +143,7 @@ def moment(text: str, now: datetime) -> str:
         return then.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     except (ValueError, OverflowError):
         hint = "write 30s, 5m, 2h, 1d, or a time like 2026-11-23T12:49:00Z"
-        raise UsageError(f"--since {text}: no time", hint) from None
+        raise UsageError(f"{option} {text}: no time", hint) from None
 
 
 def pattern(text: str) -> re.Pattern[str]:

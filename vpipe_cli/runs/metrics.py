@@ -1,4 +1,8 @@
-"""The numbers of a run so far: metrics/rank-N.jsonl read as it grows, summed up as one Progress."""
+"""The numbers of a run so far: metrics/rank-N.jsonl read as it grows, summed up as one Progress.
+
+A file may go back: a run that was resumed from a checkpoint does some steps again. A step that is not behind the last
+one read takes the place of what was read from there on, so that none counts twice.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from dataclasses import dataclass
 from json import loads
 from pathlib import Path
 
-from vpipe_cli.runs import lines
+from worker import logfilter
 from worker.spec.files import RunFiles
 from worker.spec.job import Job, Placement
 from worker.spec.records import StepMetrics
@@ -58,23 +62,25 @@ class Curve:
     def __init__(self, limit: int = 1024) -> None:
         self._limit = limit
         self._width = 1
-        self._sums: list[tuple[float, float, int]] = []  # steps, losses, and how many of both
+        self._sums: list[tuple[float, float, int, int]] = []  # steps, losses, how many of both, and the last step
 
     def add(self, step: int, loss: float) -> None:
-        """Add the next step."""
+        """Add the next step, or one that was done again: what came behind it is dropped, to the nearest point."""
+        while self._sums and self._sums[-1][3] >= step:
+            self._sums.pop()
         if self._sums and self._sums[-1][2] < self._width:
-            steps, losses, count = self._sums[-1]
-            self._sums[-1] = (steps + step, losses + loss, count + 1)
+            steps, losses, count, _ = self._sums[-1]
+            self._sums[-1] = (steps + step, losses + loss, count + 1, step)
             return
         if len(self._sums) == self._limit:
             pairs = zip(self._sums[::2], self._sums[1::2], strict=True)
-            self._sums = [(a[0] + b[0], a[1] + b[1], a[2] + b[2]) for a, b in pairs]
+            self._sums = [(a[0] + b[0], a[1] + b[1], a[2] + b[2], b[3]) for a, b in pairs]
             self._width *= 2
-        self._sums.append((step, loss, 1))
+        self._sums.append((step, loss, 1, step))
 
     def points(self) -> list[tuple[float, float]]:
         """(step, loss) in order."""
-        return [(steps / count, losses / count) for steps, losses, count in self._sums]
+        return [(steps / count, losses / count) for steps, losses, count, _ in self._sums]
 
 
 class Meter:
@@ -91,6 +97,8 @@ class Meter:
         """Read what is new."""
         for rank, recent in self._recent.items():
             for step in self._new(rank):
+                while recent and recent[-1].step >= step.step:
+                    recent.pop()
                 recent.append(step)
                 if rank == self._last and step.loss is not None:
                     self._curve.add(step.step, step.loss)
@@ -99,8 +107,8 @@ class Meter:
         path = self._files.metrics(rank)
         if rank not in self._offsets:
             skip = path.exists() and rank != self._last
-            self._offsets[rank] = max(0, path.stat().st_size - lines.BLOCK) if skip else 0
-        for offset, line in lines.forward(path, self._offsets[rank]):
+            self._offsets[rank] = max(0, path.stat().st_size - logfilter.BLOCK) if skip else 0
+        for offset, line in logfilter.forward(str(path), self._offsets[rank]):
             self._offsets[rank] = offset
             if step := parse(line):
                 yield step
@@ -159,7 +167,7 @@ def parse(line: bytes) -> StepMetrics | None:
 
 def last_step(path: Path) -> StepMetrics | None:
     """The newest step in a metrics file."""
-    return next(filter(None, (parse(line) for _, line in lines.backward(path))), None)
+    return next(filter(None, (parse(line) for _, line in logfilter.backward(str(path)))), None)
 
 
 def loss_curve(files: RunFiles, job: Job) -> list[tuple[float, float]]:

@@ -11,9 +11,8 @@ from pydantic import ValidationError
 from vpipe_cli.runs import logs
 from vpipe_cli.runs.job import placed_job
 from vpipe_cli.runs.metrics import last_step
-from vpipe_cli.runs.state import status
+from vpipe_cli.runs.state import queue_text, status
 from vpipe_cli.runs.store import Run
-from vpipe_cli.sanitize import decode
 from worker.errors import NotFinished
 from worker.spec.records import RankExit, Result, State
 
@@ -59,6 +58,7 @@ class Outcome:
     ranks: list[RankLine]
     failure: Failure | None
     result: Result | None
+    queue: str = ""
 
     @property
     def hostd_log(self) -> Path:
@@ -84,6 +84,7 @@ def outcome(run: Run) -> Outcome:
         ranks=ranks,
         failure=_failure(run, document["attempt"], first, document["step"]) if first else None,
         result=result,
+        queue=queue_text(run) if document["queue"] else "",
     )
 
 
@@ -108,7 +109,7 @@ def _from_log(run: Run, attempt: int, rank: int) -> list[str]:
         chosen = [source for source in logs.sources(run.files, placed_job(run), attempt) if source.rank == rank]
     except NotFinished:
         return []
-    return [decode(record.text) for record in logs.last(chosen, {}, LAST_LINES, rest=True)]
+    return logs.texts(logs.last(chosen, {}, LAST_LINES, rest=True))
 
 
 def _result(run: Run) -> Result | None:

@@ -14,6 +14,8 @@ from vpipe_cli.runs.store import Run
 from worker.spec.files import read_events
 from worker.spec.records import FINAL, State
 
+LEFT = 75
+"""Exit status of a rank that has saved and left because its allocation ends; the run goes on in another one."""
 PLANNING_LIMIT = 60.0  # seconds a launch may take before its hostd begins; one that took longer was interrupted
 
 END_MARGIN = 15.0  # beyond the grace, for what hostd does when even SIGKILL does not help
@@ -31,13 +33,20 @@ class Standing:
 
 
 def standing(run: Run) -> Standing:
-    """Where the run stands now. One that ended without a final word, as when the machine went down, is lost."""
+    """Where the run stands now.
+
+    One that ended without a final word, as when the machine went down, is lost. One whose machines do not answer is
+    unknown until they do: unreachable is not failed.
+    """
     said = _said(run)
-    if said.state in FINAL or _engine_says_alive(run):
+    if said.state in FINAL:
         return said
-    said = _said(run)  # it may have ended between the two looks
+    alive = _engine_says_alive(run)
+    said = _said(run)  # what is new has come, and the run may have ended between the two looks
     starting_soon = said.state == "planning" and time.time() - run.started < PLANNING_LIMIT
-    return said if said.state in FINAL or starting_soon else Standing("lost", said.attempt)
+    if said.state in FINAL or alive or starting_soon:
+        return said
+    return Standing("unknown" if alive is None else "lost", said.attempt)
 
 
 def wait_for_end(run: Run, seconds: float) -> Standing:
@@ -54,9 +63,23 @@ def end_limit(run: Run) -> float:
     return END_MARGIN + (grace if isinstance(grace, (int, float)) else 0.0)
 
 
-def _engine_says_alive(run: Run) -> bool:
+def queue_text(run: Run) -> str:
+    """What Slurm last said of the run's job, in one line; empty for a run that is no job of Slurm."""
+    found = _json(run.files.queue)
+    if not found:
+        return ""
+    begins = "expected" if found["state"] == "PENDING" else "since"
+    parts = [f"job {found['job']} {found['state']}", found["reason"] and f"reason {found['reason']}"]
+    parts += [found["start"] and f"{begins} {found['start']}", found["nodes"] and f"nodes {found['nodes']}"]
+    return ", ".join(filter(None, parts))
+
+
+def _engine_says_alive(run: Run) -> bool | None:
     engine = ENGINES.get(run.engine)
-    return engine is not None and engine.alive(run)
+    if engine is None:
+        return False
+    engine.refresh(run)
+    return engine.alive(run)
 
 
 def _said(run: Run) -> Standing:
@@ -87,6 +110,7 @@ def status(run: Run) -> dict[str, Any]:
         "first_failure": _with_step(run, now.first_failure),
         "ranks": [_rank(run, now, rank) for rank in ranks],
         "result": _json(run.files.result) or None,
+        "queue": None if now.state in FINAL else _json(run.files.queue) or None,
     }
 
 
@@ -106,7 +130,7 @@ def _rank(run: Run, now: Standing, rank: dict[str, Any]) -> dict[str, Any]:
 
 def _rank_state(run: Run, now: Standing, rank: int, end: dict[str, Any]) -> State:
     if end:
-        return "stopped" if end["ended_by_us"] else "succeeded" if end["code"] == 0 else "failed"
+        return "stopped" if end["ended_by_us"] or end["code"] == LEFT else "succeeded" if end["code"] == 0 else "failed"
     if now.state in FINAL:
         return "lost"
     return "running" if run.files.ready(now.attempt, rank).exists() else "starting"

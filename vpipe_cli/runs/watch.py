@@ -19,13 +19,14 @@ from vpipe_cli.runs import logs
 from vpipe_cli.runs.job import placed_job
 from vpipe_cli.runs.metrics import Meter
 from vpipe_cli.runs.outcome import outcome
-from vpipe_cli.runs.state import end_limit, standing
+from vpipe_cli.runs.state import end_limit, queue_text, standing
 from vpipe_cli.runs.store import Run
 from worker.spec.files import read_events
 from worker.spec.job import Job
 from worker.spec.records import FINAL, State
 
 POLL = 0.2
+LAST_LOOK = 10.0  # seconds for what a run's hosts still have of it, once it has ended
 TWICE = 2.0
 """Seconds in which a second Ctrl-C makes a stop of leaving."""
 AT_ONCE = 5_000
@@ -45,6 +46,9 @@ def follow(run: Run, output: str = "text", style: Style = "auto") -> State:
         NotFinished: the run has no ranks to follow yet.
     """
     stream = sys.stderr if output == "json" else sys.stdout
+    if (waits := _in_queue(run, lambda text: console(stream).print(text))) is not None:
+        console(stream).print(left(run.id, asked_to_stop=False))
+        return waits
     job = placed_job(run)
     with Interrupts() as interrupts, view(style, logs.sources(run.files, job), stream) as shown:
         state = _until_end(run, Watcher(run, job, shown).look, interrupts)
@@ -55,6 +59,20 @@ def follow(run: Run, output: str = "text", style: Style = "auto") -> State:
     else:
         target.print(left(run.id, asked_to_stop=interrupts.presses > 1))
     return state
+
+
+def _in_queue(run: Run, say: Callable[[str], None]) -> State | None:
+    """Wait until Slurm has given the run its nodes, and say how it stands; its state if the user left it before."""
+    said = ""
+    with Interrupts() as interrupts:
+        while (state := standing(run).state) == "pending" and not run.files.attempt(1).exists():
+            if interrupts.presses or interrupts.terminated:
+                return state
+            if (text := queue_text(run)) != said:
+                said = text
+                say(f"run {run.id}: {text}")
+            time.sleep(POLL)
+    return None
 
 
 class Interrupts:
@@ -101,8 +119,10 @@ class Watcher:
     """Reads what is new of a run and hands it to a view. All it knows comes from the run's files."""
 
     def __init__(self, run: Run, job: Job, shown: View) -> None:
-        self._run, self._view = run, shown
-        self._sources = logs.sources(run.files, job)
+        self._run, self._job, self._view = run, job, shown
+        self._attempt = logs.attempts(run.files)[0]
+        self._sources = logs.sources(run.files, job, self._attempt)
+        self._follow_attempts(logs.attempts(run.files)[-1])
         self._meter = Meter(run.files, job)
         self._cursor: logs.Cursor = {}
         if shown.newest_only:
@@ -113,6 +133,9 @@ class Watcher:
         """Show the run as it stands now; in a final state, all there is of it."""
         now = standing(self._run)  # before reading: what was written before the end is then read
         ended = now.state in FINAL
+        if ended:  # another command may have heard of the end before this one had all logs
+            ENGINES[self._run.engine].refresh(self._run, LAST_LOOK)
+        self._follow_attempts(now.attempt)
         records = logs.read(self._sources, self._cursor, rest=ended)
         for record in records if ended else islice(records, AT_ONCE):
             self._view.log(record)
@@ -123,6 +146,12 @@ class Watcher:
         )
         self._view.show(frame)
         return now.state
+
+    def _follow_attempts(self, newest: int) -> None:
+        """Read the logs of every attempt so far; a restart opens new ones."""
+        while newest > self._attempt:
+            self._attempt += 1
+            self._sources += logs.sources(self._run.files, self._job, self._attempt)
 
 
 def _end_of(run: Run) -> float:
