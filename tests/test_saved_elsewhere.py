@@ -1,0 +1,65 @@
+"""Checkpoints of hosts with disks of their own: brought together here, and sent to where a new run begins."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.saved import Run, job_of, newest, spec
+from tests.test_checkpoint import MODEL, apart, flip
+from vpipe_cli.engines import saved
+from vpipe_cli.transport.local import LocalTransport
+from worker.checkpoint import layout, verify
+from worker.errors import CheckpointError
+from worker.spec.files import RunFiles
+
+HOSTS = {"a": LocalTransport(), "b": LocalTransport()}
+
+
+@pytest.fixture(scope="module")
+def disks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two hosts have of a run of three ranks, two of them on the first."""
+    run = Run(tmp_path_factory.mktemp("run") / "run", job_of(spec(run={"steps": 8}), [1, 1, 1]), MODEL).train(apart)
+    for number, host in enumerate(HOSTS):
+        (run.files.folder / host).mkdir()
+        (run.files.folder / f"disk-{number}").rename(run.files.folder / host / "checkpoints")
+    return run.files.folder
+
+
+def folders(disks: Path) -> dict[str, str]:
+    return {host: str(disks / host) for host in HOSTS}
+
+
+def test_the_parts_of_all_hosts_make_a_whole(disks: Path, tmp_path: Path) -> None:
+    files = RunFiles(tmp_path / "here")
+    assert verify.problems(disks / "a" / "checkpoints" / "step-8")
+    assert saved.fetch(files, HOSTS, folders(disks), None) == 8
+    assert saved.fetch(files, HOSTS, folders(disks), 4) == 4
+    assert [verify.problems(layout.committed(files.checkpoints, step)) for step in (8, 4)] == [[], []]
+    assert sorted(os.listdir(files.checkpoints)) == ["step-4", "step-8"]
+
+
+def test_what_is_damaged_or_missing_elsewhere_is_named(disks: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(disks, tmp_path / "copy"))
+    flip(copy / "b" / "checkpoints" / "step-8" / "layer-0002-head.safetensors")
+    shutil.rmtree(copy / "b" / "checkpoints" / "step-4")
+    files = RunFiles(tmp_path / "here")
+    with pytest.raises(CheckpointError, match=r"the hosts have of step-8 is damaged: .*layer-0002-head.* was changed"):
+        saved.fetch(files, HOSTS, folders(copy), None)
+    with pytest.raises(
+        CheckpointError, match=re.escape("no checkpoint of step 4 on all of its hosts: a has [4, 8]; b has [8]")
+    ):
+        saved.fetch(files, HOSTS, folders(copy), 4)
+    assert os.listdir(files.checkpoints) == []
+
+
+def test_a_new_run_begins_with_them_on_every_host(disks: Path, tmp_path: Path) -> None:
+    files = RunFiles(tmp_path / "here")
+    saved.fetch(files, HOSTS, folders(disks), 4)
+    there = {host: str(tmp_path / host) for host in HOSTS}
+    saved.send(files, HOSTS, there)
+    assert [newest(tmp_path / host / "checkpoints") for host in HOSTS] == [(4, []), (4, [])]

@@ -1,0 +1,17 @@
+"""The section ``checkpoint`` of cluster.yml: when a run is saved, and how much of it is kept."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from worker.spec.section import Count, Positive, Section
+
+
+class CheckpointSpec(Section):
+    """When a run is saved, and how much of it is kept. Under asp the pipeline drains at every checkpoint."""
+
+    every_steps: Count | None = Field(
+        500, description="steps between two checkpoints; the last step has one too; null: none are written"
+    )
+    keep: Count = Field(3, description="checkpoints kept, the newest; an older one goes once a newer one is verified")
+    timeout: Positive = Field(600.0, description="seconds until a checkpoint that a rank has not written is given up")
