@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from worker import hostd
+from worker.hostd.processes import find_strays
 from worker.spec.files import RunFiles, read_events
 from worker.spec.records import FINAL, RankExit
 
-HOSTD = Path(hostd.__file__)
+HOSTD = Path(hostd.__file__).parent
 READY = "import os, sys, time, pathlib; pathlib.Path(os.environ['READY']).touch()\n"
 SLEEP = READY + "time.sleep(60)"
 
@@ -38,27 +39,30 @@ class Rig:
         self.files = RunFiles(folder)
         self.id = f"rig-{os.getpid()}-{folder.name}-{time.time_ns()}"
 
-    def write(self, *programs: str, grace: float = 5.0) -> None:
-        """launch.json for one rank per program."""
+    def write(self, *programs: str, grace: float = 5.0, **more: Any) -> None:
+        """launch.json for one rank per program; ``more`` is what else it shall say."""
         files, ranks = self.files, []
         files.folder.mkdir(mode=0o700)
         for rank, program in enumerate(programs):
             ready, error = str(files.ready(1, rank)), str(files.error(1, rank))
             paths = {"log": str(files.log(1, rank)), "error": error, "ready": ready, "exit": str(files.exit(1, rank))}
+            paths |= {"progress": str(files.progress(1, rank)), "stacks": str(files.stacks(1, rank))}
             env = {"PATH": os.environ["PATH"], "READY": ready, "ERROR": error, "HERE": str(files.folder)}
             place = {"rank": rank, "stage": rank, "host": "localhost", "device": "cpu", "cwd": str(files.folder)}
             ranks.append({**place, **paths, "argv": [sys.executable, "-S", "-c", program], "env": env})
         paths = {"lock": str(files.lock), "stop": str(files.stop), "events": str(files.events)}
         paths |= {"hostd_log": str(files.hostd_log), "attempt_folder": str(files.attempt(1))}
-        files.launch.write_text(json.dumps({"run": self.id, "attempt": 1, "grace": grace, "ranks": ranks, **paths}))
+        files.launch.write_text(
+            json.dumps({"run": self.id, "attempt": 1, "grace": grace, "ranks": ranks, **paths, **more})
+        )
 
     def hostd(self) -> subprocess.CompletedProcess[str]:
         """Start a hostd and wait until it says whether it began."""
         command = [sys.executable, str(HOSTD), str(self.files.launch)]
         return subprocess.run(command, capture_output=True, text=True, timeout=20)
 
-    def start(self, *programs: str, grace: float = 5.0) -> None:
-        self.write(*programs, grace=grace)
+    def start(self, *programs: str, grace: float = 5.0, **more: Any) -> None:
+        self.write(*programs, grace=grace, **more)
         done = self.hostd()
         assert done.returncode == 0, done.stderr
 
@@ -87,13 +91,18 @@ class Rig:
         return [event["pid"] for event in self.events("rank-start")]
 
     def with_token(self) -> list[int]:
-        return [pid for pid in hostd.find_strays(self.id) if not is_child(pid)]
+        return with_token(self.id)
 
     def kill_all(self) -> None:
         """Whatever a failed test may have left."""
         for pid in [event["hostd"] for event in self.events() if "hostd" in event] + self.with_token():
             if str(self.files.folder).encode() in _read(f"/proc/{pid}/cmdline") + _read(f"/proc/{pid}/environ"):
                 os.kill(pid, signal.SIGKILL)
+
+
+def with_token(run: str) -> list[int]:
+    """Processes of this machine, its namespaces included, that carry the run's token."""
+    return [pid for pid in find_strays(run) if not is_child(pid)]
 
 
 def _read(path: str) -> bytes:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.rig import HOSTD, READY, SLEEP, Rig, gone, wait_for
-from worker import hostd
+from worker.hostd import rank, words
 from worker.spec.files import append_event, read_events, seal
 
 
@@ -188,11 +188,27 @@ def test_a_run_stopped_before_it_began_never_begins(rig: Rig) -> None:
 
 
 def test_the_lock_outlives_hostd_while_a_process_of_a_rank_has_it(rig: Rig) -> None:
-    rig.start("import os, time\nif os.fork() == 0: os.setsid(); time.sleep(60)\n" + SLEEP)
+    """One that has dropped the run's token, so that the guard does not know it."""
+    forked = """import os, sys
+if os.fork() == 0:
+    os.setsid()
+    open(os.environ["HERE"] + "/daemon", "w").write(str(os.getpid()))
+    os.execve(sys.executable, [sys.executable, "-c", "import time; time.sleep(60)"], {})
+while not os.path.exists(os.environ["HERE"] + "/daemon"): time.sleep(0.01)
+"""
+    rig.start("import time\n" + forked + SLEEP)
     wait_for(lambda: "running" in rig.states())
     os.kill(rig.events()[0]["hostd"], signal.SIGKILL)
     wait_for(lambda: all(map(gone, rig.pids())))
     assert "already running" in rig.hostd().stderr
+    os.kill(int((rig.files.folder / "daemon").read_text()), signal.SIGKILL)
+
+
+def test_what_has_the_token_dies_with_hostd_wherever_it_hides(rig: Rig) -> None:
+    rig.start("import os, time\nif os.fork() == 0: os.setsid(); time.sleep(60)\n" + SLEEP)
+    wait_for(lambda: "running" in rig.states())
+    os.kill(rig.events()[0]["hostd"], signal.SIGKILL)
+    wait_for(lambda: not rig.with_token())
 
 
 def test_a_burst_of_output_is_whole(rig: Rig) -> None:
@@ -218,7 +234,7 @@ def test_an_endless_line_is_cut_not_kept(rig: Rig) -> None:
     rig.start("import sys; sys.stdout.write('x' * 300_000)")
     rig.end()
     assert sum(len(line[30:].rstrip()) for line in rig.log(0)) == 300_000
-    assert len(rig.log(0)) > 1 and max(map(len, rig.log(0))) < 2 * hostd.LINE_LIMIT + 64
+    assert len(rig.log(0)) > 1 and max(map(len, rig.log(0))) < 2 * rank.LINE_LIMIT + 64
 
 
 def test_ranks_get_their_argv_env_and_folder_and_the_store(rig: Rig) -> None:
@@ -231,7 +247,8 @@ print(json.dumps([names, os.getcwd(), os.environ["VPIPE_NONCE"], os.getpid() == 
     rig.start(serve, call)
     assert rig.end()["state"] == "succeeded"
     first, second = (json.loads(rig.text(rank).splitlines()[0]) for rank in (0, 1))
-    common = ["ERROR", "HERE", "PATH", "READY", "VPIPE_NONCE", "VPIPE_RUN", "VPIPE_STORE"]
+    common = ["ERROR", "HERE", "PATH", "READY"]
+    common += [f"VPIPE_{name}" for name in ("ATTEMPT", "HOST", "NONCE", "RANK", "RUN", "STORE")]
     assert first == [[*common, "VPIPE_STORE_FD"], str(rig.files.folder), second[2], True]
     assert (second[0], len(second[2]), rig.text(0).splitlines()[1]) == (common, 32, b"b'hello'")
 
@@ -263,7 +280,7 @@ def test_hostd_leaves_the_terminal(rig: Rig) -> None:
 
 def test_a_full_disk_costs_lines_only(tmp_path: Path) -> None:
     """A file size limit tears a line as a full disk does; the next one stands on a line of its own."""
-    appender = hostd.Appender(str(tmp_path / "log"))
+    appender = words.Appender(str(tmp_path / "log"))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
     try:
@@ -277,16 +294,17 @@ def test_a_full_disk_costs_lines_only(tmp_path: Path) -> None:
 
 def test_events_are_sealed_as_the_specification_seals_them(tmp_path: Path) -> None:
     record = {"time": 1.25, "event": "state", "why": 'é "quoted" \n', "first_failure": None}
-    assert hostd.seal(record) == seal(record)
+    assert words.seal(record) == seal(record)
     append_event(tmp_path / "events", record)
     assert list(read_events(tmp_path / "events")) == [record]
 
 
 def test_a_bare_host_can_run_it() -> None:
-    tree = ast.parse(HOSTD.read_text(), feature_version=(3, 8))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imported <= set(sys.stdlib_module_names)
+    for path in HOSTD.glob("*.py"):
+        tree = ast.parse(path.read_text(), feature_version=(3, 8))
+        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+        assert imported - {"hostd", "hostd.start"} <= set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"run": "x"}'])

@@ -95,11 +95,15 @@ def test_a_rank_is_wholly_described() -> None:
             "PYTHONSAFEPATH": "1",
             "PYTHONUNBUFFERED": "1",
         },
+        "inherit": [],
+        "env_prefix": "",
         "cwd": folder,
         "log": f"{folder}/attempt-1/rank-1.log",
         "error": f"{folder}/attempt-1/rank-1.error.json",
         "ready": f"{folder}/attempt-1/rank-1.ready",
         "exit": f"{folder}/attempt-1/rank-1.exit.json",
+        "progress": f"{folder}/attempt-1/rank-1.progress",
+        "stacks": f"{folder}/attempt-1/rank-1.stacks",
     }
 
 

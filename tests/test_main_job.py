@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.rig import wait_for
-from worker.hostd import find_strays
+from worker.hostd.processes import find_strays
 from worker.spec.files import RunFiles, read_events
 
 CLUSTER = """

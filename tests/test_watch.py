@@ -106,6 +106,17 @@ def test_following_a_run_that_has_ended_shows_it_from_its_beginning(
     assert f"run {files.folder.name} succeeded: 20 steps" in out
 
 
+def test_the_logs_of_every_attempt_are_followed(files: RunFiles, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.log(files, 0, 1.0, "before it broke")
+    runs.state(files, "restarting", attempt=2)
+    files.attempt(2).mkdir()
+    files.log(2, 0).write_text(f"{runs.stamp(2.0)} o after that\n")
+    runs.state(files, "succeeded", attempt=2)
+    assert watch.follow(runs.run(files)) == "succeeded"
+    out = capsys.readouterr().out
+    assert out.index("before it broke") < out.index("after that")
+
+
 def test_with_json_nothing_is_shown_on_standard_output(files: RunFiles, capsys: pytest.CaptureFixture[str]) -> None:
     runs.fail(files)
     assert watch.follow(runs.run(files), "json") == "failed"

@@ -27,8 +27,15 @@ class Engine(Protocol):
             PreflightError: if it cannot be started here.
         """
 
-    def alive(self, run: Run) -> bool:
-        """Whether any process of the run still lives."""
+    def refresh(self, run: Run, wait: float | None = None) -> None:
+        """Bring what is new of the run into its folder on this machine, as far as its hosts answer. Never raises.
+
+        Args:
+            wait: seconds after which it goes on behind the caller's back; default: long at first, then a moment.
+        """
+
+    def alive(self, run: Run) -> bool | None:
+        """Whether any process of the run still lives; None where the machine that knows does not answer."""
 
     def request_stop(self, run: Run) -> None:
         """Ask for the run's end. Returns as soon as nothing can lose the wish; asking twice changes nothing."""

@@ -18,7 +18,7 @@ from worker.errors import PreflightError
 from worker.spec.files import RunFiles, append_event, read_events, write_atomic
 from worker.spec.records import State
 
-HOSTD = Path(errors.__file__).with_name("hostd.py")
+HOSTD = Path(errors.__file__).with_name("hostd")
 START_LIMIT = 10.0  # seconds for hostd to write its first event; it needs a fraction of one
 
 
@@ -27,6 +27,8 @@ class LocalEngine:
 
     def check(self, launch: Launch) -> None:
         """Refuse what this machine cannot run, before anything is written. Raises PreflightError."""
+        if launch.job.spec.container is not None:
+            raise PreflightError("engine local runs ranks without a container", "leave `engine` out of cluster.yml")
         if gpus := [rank for rank in launch.ranks if rank.device != "cpu"]:
             raise PreflightError(
                 f"rank {gpus[0].rank} is placed on {gpus[0].device}, but this version trains on CPU slots only",
@@ -36,7 +38,7 @@ class LocalEngine:
     def start(self, run: Run, launch: Launch, cluster: str) -> None:
         """Write the run's files and start hostd. Raises PreflightError with what hostd had to say."""
         try:
-            _write(run.files, launch, cluster)
+            write_files(run.files, launch, cluster)
             problem = _start_hostd(run.files)
         except OSError as error:
             problem = str(error)
@@ -47,19 +49,12 @@ class LocalEngine:
             self._abandon(run, "failed")
             raise PreflightError(f"run {run.id} could not be started: {problem}", f"its files are in {run.folder}")
 
+    def refresh(self, run: Run, wait: float | None = None) -> None:
+        """Nothing to do: the run's folder is here."""
+
     def alive(self, run: Run) -> bool:
         """Whether hostd, or a rank that outlived it, holds the run's lock."""
-        try:
-            lock = os.open(run.files.lock, os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(lock)
-        return False
+        return is_locked(run.files.lock)
 
     def request_stop(self, run: Run) -> None:
         """Write the file ``stop``, durably: hostd sees it within a fraction of a second, or does not begin at all."""
@@ -79,7 +74,23 @@ class LocalEngine:
             self._end(run, state)
 
 
-def _write(files: RunFiles, launch: Launch, cluster: str) -> None:
+def is_locked(path: Path) -> bool:
+    """Whether any process holds the lock."""
+    try:
+        lock = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def write_files(files: RunFiles, launch: Launch, cluster: str) -> None:
+    """What a launch leaves in the run's folder before anything starts. Raises OSError."""
     files.metrics(0).parent.mkdir(mode=0o700)
     write_atomic(files.cluster, cluster)
     write_atomic(files.job, launch.job.model_dump_json(indent=2) + "\n")

@@ -1,0 +1,203 @@
+"""Brings what is new of a run from its hosts into the client's own folder, by byte offset, losing nothing.
+
+Files that grow are asked for from the size of the copy on, and written at that offset: two clients that do so at once
+write the same bytes to the same places. What the head says of the run is written down last, so that whoever reads here
+that the run has ended finds everything else here too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from vpipe_cli.engines.hosts import HostFiles
+from vpipe_cli.transport.base import Transport
+from worker.errors import PreflightError, VpipeError
+from worker.spec.files import RunFiles, write_atomic
+
+AGAIN = 0.5  # seconds between two passes
+SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+EVENTS = "events.jsonl"
+ALL_OF_IT = 2**62
+SYNC_LIMIT = 30.0  # seconds for one answer
+
+Connect = Callable[[Sequence[str]], tuple[dict[str, Transport], dict[str, VpipeError]]]
+"""Transports of those of some hosts that answer, and why the others do not."""
+
+
+class Mirror:
+    """One run's copy. A pass over all hosts runs in a thread of its own, so that whoever watches never waits for it.
+
+    Args:
+        folders: the run's folder on each host, the head's first.
+        ranks: the ranks of each host.
+    """
+
+    def __init__(self, files: RunFiles, folders: dict[str, str], ranks: dict[str, list[int]], connect: Connect) -> None:
+        self._files, self._folders, self._ranks, self._connect = files, folders, ranks, connect
+        self.head = next(iter(folders))
+        self.errors: dict[str, VpipeError] = {}
+        self.alive: dict[str, bool] = {}
+        self._lives: dict[str, bool] = {}
+        self._servers: dict[str, HostFiles] = {}
+        self._transports: dict[str, Transport] = {}
+        self._marks: dict[tuple[str, str], Any] = {}
+        self._thread: threading.Thread | None = None
+        self._passed = 0.0
+        self.passes = 0
+
+    @property
+    def members(self) -> list[str]:
+        """All hosts but the head's."""
+        return [host for host in self._folders if host != self.head]
+
+    def refresh(self, wait: float, at_once: bool = False) -> None:
+        """Begin a pass, unless one runs or (not ``at_once``) has just ended; wait for its end at most ``wait`` s."""
+        running = self._thread is not None and self._thread.is_alive()
+        if not running and (at_once or time.monotonic() - self._passed > AGAIN or not self.passes):
+            self._thread = threading.Thread(target=self._pass, daemon=True)
+            self._thread.start()
+        if self._thread is not None:
+            self._thread.join(wait)
+
+    def close(self) -> None:
+        """End all connections."""
+        for server in self._servers.values():
+            server.close()
+        for transport in self._transports.values():
+            transport.close()
+        self._servers.clear()
+        self._transports.clear()
+
+    def request_stop(self) -> None:
+        """Leave the file ``stop`` on the head. Raises UnreachableError if that is not possible."""
+        with HostFiles(self._transport(self.head)) as server:
+            server.ask("write", files={f"{self._folders[self.head]}/stop": ""})
+
+    def _transport(self, host: str) -> Transport:
+        if host not in self._transports:
+            found, errors = self._connect([host])
+            if host in errors:
+                raise errors[host]
+            self._transports.update(found)
+        return self._transports[host]
+
+    def _pass(self) -> None:
+        """One look at every host. A head that has just ended is looked at twice: what it said of the run was asked for
+        before it was asked whether it lives, so that its last words may have come in between."""
+        try:
+            self._look()
+            if self._lives.get(self.head) is False and self.alive.get(self.head) is not False:
+                self._look()
+            self.alive.update(self._lives)
+        finally:
+            self._passed = time.monotonic()
+            self.passes += 1
+
+    def _look(self) -> None:
+        """First what the head says of the run, then all else, then writing the first down."""
+        self._reach()
+        events = self._attempt(self.head, self._events)
+        with ThreadPoolExecutor(max(1, len(self._servers))) as pool:
+            list(pool.map(lambda host: self._attempt(host, self._copy), list(self._servers)))
+        for offset, data in events or []:
+            self._append(self._files.events, offset, data)
+
+    def _reach(self) -> None:
+        """Connect to hosts that have no server; those that cannot be reached are tried again in the next pass."""
+        lost = [host for host in self._folders if host not in self._transports]
+        if lost:
+            found, errors = self._connect(lost)
+            self._transports.update(found)
+            self.errors.update(errors)
+        for host in self._folders:
+            if host in self._transports and host not in self._servers:
+                self._attempt(host, lambda host: self._servers.update({host: HostFiles(self._transports[host])}))
+
+    def _attempt(self, host: str, action: Callable[[str], Any]) -> Any:
+        """Do something with a host; if it fails, the host counts as out of reach until a later pass."""
+        if action in (self._events, self._copy) and host not in self._servers:
+            return None
+        try:
+            done = action(host)
+        except PreflightError as error:  # it answers, but what it says is that it cannot
+            self.errors[host] = error
+            return None
+        except VpipeError as error:
+            self._drop(host, error)
+            return None
+        if action == self._copy:
+            self.errors.pop(host, None)
+        return done
+
+    def _drop(self, host: str, error: VpipeError) -> None:
+        self.errors[host] = error
+        for broken in (self._servers.pop(host, None), self._transports.pop(host, None)):
+            if broken is not None:
+                broken.close()
+
+    def _events(self, host: str) -> list[tuple[int, bytes]]:
+        """What is new of the head's events."""
+        size, found, more = _size(self._files.events), [], True
+        while more:
+            answer, data = self._sync(host, have={EVENTS: size}, only=[EVENTS])
+            for _, _, offset, length, _ in answer["files"]:
+                found.append((offset, data[:length]))
+                size = offset + length
+            more = answer["more"]
+        return found
+
+    def _copy(self, host: str) -> None:
+        """Everything else that is new on a host."""
+        more = True
+        while more:
+            answer, data = self._sync(host, have=self._have(host))
+            for name, kind, offset, length, mark in answer["files"]:
+                piece, data = data[:length], data[length:]
+                self._take(host, name, kind, offset, piece, mark)
+            more = answer["more"]
+        self._lives[host] = answer["alive"]
+
+    def _sync(self, host: str, **fields: Any) -> tuple[dict[str, Any], bytes]:
+        place = {"folder": self._folders[host], "ranks": self._ranks[host], "host": host}
+        return self._servers[host].exchange("sync", SYNC_LIMIT, top=host == self.head, **place, **fields)
+
+    def _have(self, host: str) -> dict[str, Any]:
+        have: dict[str, Any] = {name: mark for (of, name), mark in self._marks.items() if of == host}
+        root = self._files.folder
+        grown = [f"hostd-{host}.log", *(name.name for name in root.glob("*.jsonl"))]
+        for rank in self._ranks[host]:
+            for path in [*root.glob(f"attempt-*/rank-{rank}.*"), *root.glob(f"*/rank-{rank}.jsonl")]:
+                if path.suffix in (".log", ".stacks", ".jsonl"):
+                    grown.append(str(path.relative_to(root)))
+        return {**have, **{name: _size(root / name) for name in grown}, EVENTS: ALL_OF_IT}
+
+    def _take(self, host: str, name: str, kind: str, offset: int, data: bytes, mark: Any) -> None:
+        """Write a piece of a file where it belongs; a host has no say in any other place."""
+        if not SAFE.fullmatch(name):
+            raise PreflightError(f"{host} offers a file named {name!r}")
+        path = self._files.folder / name
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        if kind == "grows":
+            self._append(path, offset, data)
+        else:
+            write_atomic(path, data.decode(errors="replace"))
+            self._marks[host, name] = mark
+
+    def _append(self, path: Path, offset: int, data: bytes) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            if os.fstat(descriptor).st_size >= offset:  # never a hole
+                os.pwrite(descriptor, data, offset)
+        finally:
+            os.close(descriptor)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
