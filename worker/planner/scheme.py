@@ -1,0 +1,94 @@
+"""What a schedule asks of a stage, as numbers: minibatches held, weight versions, how often weights are updated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from worker.schedule import Action, Setting, Times, num_warmup
+from worker.schedule.table import SCHEDULES, generator
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A schedule as the planner sees it.
+
+    Args:
+        minibatches: between two updates; 1 where an update follows every backward.
+        in_flight: minibatches admitted at once; None: the schedule's own depth.
+    """
+
+    schedule: str = "1f1b"
+    sync_mode: str = "asp"
+    minibatches: int = 1
+    in_flight: int | None = None
+
+    @property
+    def flushes(self) -> bool:
+        """Whether the pipeline drains before each update."""
+        return self.sync_mode == "bsp"
+
+    @property
+    def keeps_versions(self) -> bool:
+        """Whether updates may find a graph in flight on the weights they change."""
+        return not self.flushes and SCHEDULES[self.schedule].stashes
+
+    def held(self, before: int, ranks: int, replicas: int) -> int:
+        """Most minibatches in flight on a rank of a stage of so many ``replicas``, with ``before`` ranks before it."""
+        own = -(-self.minibatches // replicas) if self.flushes else ranks
+        if self.schedule == "none":
+            return 1
+        if self.schedule == "gpipe":
+            return min(own, self.in_flight or own)
+        if self.schedule in ("zb-h1", "zb-h2", "zb-auto"):
+            depth = self.in_flight or (2 * ranks - 1 if self.schedule == "zb-h2" else ranks)
+            return min(own, depth)
+        if self.in_flight is not None and replicas == 1:
+            held = num_warmup(before, ranks, self.in_flight) + 1
+            return min(own, held) if self.flushes else held
+        return min(own, (ranks - 1 - before) // replicas + 1)
+
+    def versions(self, held: int) -> int:
+        """Most versions of its weights that a rank holds."""
+        if not self.keeps_versions:
+            return 1
+        return 2 if self.schedule == "2bw" else held
+
+    def updates(self, replicas: int) -> float:
+        """Updates per minibatch that a rank runs."""
+        return 1.0 if self.minibatches == 1 else replicas / self.minibatches
+
+
+def actions(scheme: Scheme, replicas: Sequence[int], steps: int, times: Sequence[Times]) -> list[list[Action]]:
+    """The Actions of all ranks over ``steps`` updates, as ``schedule.job`` gives a job's.
+
+    Raises:
+        ScheduleError: the schedule cannot run on such stages.
+    """
+    m = scheme.minibatches
+    parts = [range(step * m, (step + 1) * m) for step in range(steps)] if scheme.flushes else [range(steps * m)]
+    ranks, before = [], 0
+    for stage, count in enumerate(replicas):
+        for replica in range(count):
+            own = (_rank(scheme, replicas, before, stage, part[replica::count], times) for part in parts)
+            ranks.append(list(chain.from_iterable(own)))
+        before += count
+    return ranks
+
+
+def _rank(
+    scheme: Scheme, replicas: Sequence[int], before: int, stage: int, own: range, times: Sequence[Times]
+) -> Iterator[Action]:
+    if not own:
+        return iter(())
+    setting = Setting(
+        stages=len(replicas),
+        minibatches=own,
+        in_flight=scheme.in_flight,
+        # PipeDream's formula, where the number of stages alone does not tell it.
+        warmup=(sum(replicas) - 1 - before) // replicas[stage] if max(replicas) > 1 else None,
+        per_update=scheme.minibatches,
+        times=tuple(times) if SCHEDULES[scheme.schedule].is_searched else None,
+    )
+    return generator(scheme.schedule, scheme.sync_mode)(stage, setting)
