@@ -2,13 +2,16 @@
 # make test   install what the tests need, check the code, run every test
 # make check  ruff and mypy only
 # make testbed N=4   leave 4 hosts with sshd up on this machine (needs root); make testbed-down ends them (T=NUMBER where several are up)
+# make faults [CASE=R1,C2]   hurt runs in every way of the battery; make soak MINUTES=30 SEED=1 hurts one at random
 # make clean  remove the environment
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 N ?= 4
+MINUTES ?= 30
+SEED ?= 1
 
-.PHONY: run test check clean testbed testbed-down
+.PHONY: run test check clean testbed testbed-down faults soak
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
@@ -33,6 +36,13 @@ testbed: $(VENV)/test.stamp
 
 testbed-down:
 	$(BIN)/python -m tests.testbed down $(T)
+
+faults: $(VENV)/test.stamp
+	tests/testbed/install
+	$(BIN)/python -m tests.faults $(CASE)
+
+soak: $(VENV)/test.stamp
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV)

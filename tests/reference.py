@@ -151,7 +151,7 @@ class StageReplay:
         self.optim = optimizer.build(spec.optimizer, self.newest, optimizer.outer(whole.flow))
         self.replica_ratio = self.replicas / plan.replicas[0]
         self.history = [_copy(self.newest)]
-        self.waiting: list[Weights] = []
+        self.waiting: list[tuple[int, Weights]] = []
 
     @property
     def delay(self) -> int:
@@ -161,9 +161,21 @@ class StageReplay:
 
     def version(self, number: int) -> int:
         """Updates in the weights that the schedule gives to ``number`` here."""
-        depth = self.spec.pipeline.in_flight
         if self.spec.pipeline.schedule == "2bw":
             return max(0, number // self.per_update - 1)
+        drains, number = divmod(number, self.between_drains)
+        return drains * -(-self.between_drains // self.per_update) + self.version_since_drain(number)
+
+    @property
+    def between_drains(self) -> int:
+        """Minibatches after which the pipeline stands empty, for a checkpoint."""
+        return (self.spec.checkpoint.every_steps or self.spec.run.steps) * (
+            self.spec.pipeline.minibatches_per_step or 1
+        )
+
+    def version_since_drain(self, number: int) -> int:
+        """Updates since the pipeline last stood empty, ``number`` minibatches ago."""
+        depth = self.spec.pipeline.in_flight
         if self.spec.pipeline.schedule == "none":
             return number // self.per_update
         if depth == "auto":
@@ -180,11 +192,13 @@ class StageReplay:
 
         Where a step is one minibatch, replicas' gradients are averaged; else the loss has been weighed for the step.
         """
-        self.waiting.append(gradients)
+        self.waiting.append((number, gradients))
         per_step = self.spec.pipeline.minibatches_per_step
-        if len(self.waiting) < self.per_update and number < self.spec.run.steps * (per_step or 1) - 1:
+        drains = (number + 1) % self.between_drains == 0
+        if len(self.waiting) < self.per_update and number < self.spec.run.steps * (per_step or 1) - 1 and not drains:
             return
-        first, *others = self.waiting
+        # Replicas sum in their own order, which behind a drain need not be that of the minibatches.
+        first, *others = [each for _, each in sorted(self.waiting, key=lambda each: each[0] % self.replicas)]
         total = {name: sum((each[name] for each in others), gradient) for name, gradient in first.items()}
         share = 1 if per_step else len(self.waiting)
         mean = self.whole.with_borrowed({name: gradient / share for name, gradient in total.items()})

@@ -41,7 +41,7 @@ def test_version_and_help(tmp_path: Path) -> None:
     assert vpipe(tmp_path, "--version").stdout == f"vpipe {__version__}\n"
     ended = vpipe(tmp_path, "--help")
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert all(f"\n  {command.__name__} " in ended.stdout for command in app.COMMANDS)
+    assert all(f"\n  {command.__name__.replace('_', '-')} " in ended.stdout for command in app.COMMANDS)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,14 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import memory, pipeline, ranks
+from benchmarks import memory, pipeline, planner, ranks
 from benchmarks.contestants import Entry
 from benchmarks.layers import Sleeper, bert, encoders, sleepers
 from worker.deferred import Deferred, Later
+from worker.planner.choose import choose
+from worker.planner.costs import Fleet
+from worker.planner.scheme import Scheme
+from worker.planner.solve import Freedom
 
 RECORD = {
     "case",
@@ -112,3 +116,11 @@ def test_a_sleeper_does_all_its_backward_at_once_otherwise() -> None:
     sleeper.reset_parameters()
     sleeper(torch.ones(1, 8, requires_grad=True)).backward(torch.ones(1, 8))
     assert sleeper.weight.grad is not None
+
+
+def test_the_planner_benchmark_prints_its_records(capsys: pytest.CaptureFixture[str]) -> None:
+    assert planner.main(["--quick", "--only", "scaling"]) == 0
+    assert all(record["cpu_seconds"] >= 0 and record["gap"] >= 0 for record in printed(capsys))
+    expected = choose(planner.random_chain(4), Fleet.of(2), [Scheme()], Freedom())
+    found = {"step": expected.step_seconds, "busy": [0.0, 0.0], "memory": [0.0, 0.0]}
+    assert planner._compared(expected, found)["step_error"] == 0

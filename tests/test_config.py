@@ -16,8 +16,9 @@ from tests.configs import KEY, TREE, M, load, problems
 from tests.test_yamltree import FORM
 from vpipe_cli import config, explain, starter, yamltree
 from worker.errors import ConfigError
+from worker.spec.cluster import ClusterSpec
 
-SECTIONS = "name, machines, engine, model, data, pipeline, optimizer, precision, run"
+SECTIONS = ", ".join(ClusterSpec.model_fields)
 
 VALUES = {
     "unknown key": (M + "nme: x", [":2:1: nme: unknown key; did you mean `name`?"]),
@@ -92,7 +93,7 @@ VALUES = {
         "name: x",
         [
             ':1:1: machines: is missing; devices in rank order: "cpu*2" is two CPU slots here, '
-            '"localhost:0,1" two GPUs here'
+            '"localhost:0,1" two GPUs here, "gpu[1-2]:0-3" four GPUs on each of two machines that SSH reaches'
         ],
     ),
     "machines not a list": ("machines: cpu*2", [":1:11: machines: must be a list, not 'cpu*2'; write ['cpu*2']"]),
@@ -108,8 +109,53 @@ VALUES = {
     ),
     "path without text": (
         M + "data: {path: x}",
-        [":2:14: data.path: belongs to source text, but source is python-stdlib"],
+        [":2:14: data.path: belongs to source text, jsonl, memmap or hf, but source is python-stdlib"],
     ),
+    "no such model": (
+        M + "model: {name: gpt}",
+        [
+            ":2:15: model.name: must be bert, bert-nsp, gpt2, transformer, gnmt, resnet50, vgg16 or hf, not 'gpt'; "
+            "did you mean gpt2?"
+        ],
+    ),
+    "key of another model": (
+        M + "model: {name: gpt2, sentence_order: true}",
+        [
+            ":2:21: model.sentence_order: unknown key; the keys here are hidden_size, num_heads, intermediate_size, "
+            "dropout, name, num_layers"
+        ],
+    ),
+    "two tasks": (
+        M + "model: {name: bert-nsp, sentence_order: true}",
+        [":2:41: model.sentence_order: belongs to bert; bert-nsp learns from pairs of its own"],
+    ),
+    "entry without function": (
+        M + "model: {entry: mine}",
+        [":2:16: model.entry: cannot be 'mine'; it package.module:function, found on PYTHONPATH or beside cluster.yml"],
+    ),
+    "model and data that do not fit": (
+        M + "model: {name: resnet50}\ndata: {source: python-stdlib}",
+        [
+            ":3:16: data.source: is python-stdlib, which gives causal-lm, masked-lm or masked-lm-pairs, but resnet50 "
+            "learns from images; sources of that: images, synthetic"
+        ],
+    ),
+    "no number of classes": (
+        M + "model: {name: resnet50}\ndata: {source: images, path: .}",
+        [":3:1: data.classes: is missing; number of classes: folders in path"],
+    ),
+    "heads of another kind": (
+        M + "model: {name: gpt2, num_heads: 3}",
+        [":2:32: model.num_heads: is 3 but must divide hidden_size 128"],
+    ),
+    "no such source": (
+        M + "data: {source: pictures}",
+        [
+            ":2:16: data.source: must be python-stdlib, text, jsonl, memmap, hf, parallel, images, hdf5 or synthetic, "
+            "not 'pictures'"
+        ],
+    ),
+    "a model that is none": (M + "model: 5", [":2:8: model: must be a group of `key: value` lines, not 5"]),
     "empty path": (M + "data: {source: text, path: ''}", [":2:28: data.path: must not be empty"]),
     "gpipe under asp": (
         M + "pipeline: {schedule: gpipe}",
@@ -131,7 +177,7 @@ VALUES = {
 MANY = """\
 machines:
   - cpu*2
-  - gpu7:0
+  - gpu7
 nme: x
 model: {num_heads: 3, dropout: high}
 pipeline:
@@ -228,10 +274,13 @@ def test_the_starter_file_names_every_key_and_shows_the_defaults(tmp_path: Path)
     spec = load(tmp_path, text)
     section, shown = "", {}
     for line in text.splitlines():
-        if match := re.match(r"(\w+):|( *)(?:# )?(\w+): +(.+?)(?: +#.*)?$", line):
+        if match := re.match(r"(?:# )?(\w+):(?= +#|$)|( *)(?:# )?(\w+): +(.+?)(?: +#.*)?$", line):
             section = match[1] or (section if match[2] else "")
             shown[".".join(filter(None, [section, match[3]]))] = (match[4], "# " in line[:4])
-    assert set(shown) >= set(explain.names())
+    default = load(tmp_path, M).model_dump()
+    sections = {key: value for key, value in default.items() if isinstance(value, dict)}
+    assert set(shown) >= set(default) - set(sections)
+    assert set(shown) >= {f"{section}.{key}" for section, keys in sections.items() for key in keys}
     other = {"model.intermediate_size", "data.source", "data.path", "pipeline.minibatches_per_step"}
     for key, (value, commented) in shown.items():
         if commented and key in explain.names() and key not in other:

@@ -8,14 +8,33 @@ from typing import Annotated
 
 import typer
 
+from vpipe_cli.commands.checkpoint import checkpoint
 from vpipe_cli.commands.config import config
+from vpipe_cli.commands.debug_dump import debug_dump
+from vpipe_cli.commands.diff import diff
+from vpipe_cli.commands.doctor import doctor
+from vpipe_cli.commands.eval import eval
+from vpipe_cli.commands.exec import exec
+from vpipe_cli.commands.image import image
 from vpipe_cli.commands.init import init
 from vpipe_cli.commands.launch import launch
 from vpipe_cli.commands.logs import logs
+from vpipe_cli.commands.machines import machines
+from vpipe_cli.commands.metrics import metrics
+from vpipe_cli.commands.note import note
+from vpipe_cli.commands.plan import plan
+from vpipe_cli.commands.profile import profile
 from vpipe_cli.commands.ps import ps
+from vpipe_cli.commands.report import report
+from vpipe_cli.commands.resume import resume
+from vpipe_cli.commands.rm import rm
 from vpipe_cli.commands.simulate import simulate
+from vpipe_cli.commands.ssh import ssh
+from vpipe_cli.commands.stack import stack
 from vpipe_cli.commands.status import status
 from vpipe_cli.commands.stop import stop
+from vpipe_cli.commands.sweep import sweep
+from vpipe_cli.commands.trace import trace
 
 app = typer.Typer(
     name="vpipe",
@@ -25,12 +44,39 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-COMMANDS = (init, launch, status, logs, ps, stop, simulate)
+COMMANDS = (
+    init,
+    launch,
+    resume,
+    eval,
+    status,
+    logs,
+    ps,
+    diff,
+    note,
+    metrics,
+    stop,
+    rm,
+    exec,
+    ssh,
+    stack,
+    doctor,
+    machines,
+    profile,
+    plan,
+    simulate,
+    trace,
+    report,
+    debug_dump,
+)
 """Every command, in the order of --help; each module imports only typer until it is called."""
 
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(image, name="image", help="Build, ship, list, verify and remove the images that ranks run in.")
 app.add_typer(config, name="config", help="Show what cluster.yml may say, or what one says.")
+app.add_typer(sweep, name="sweep", help="Run a job in many variants and compare them: sweep KEY=V1,V2 [KEY=...].")
+app.add_typer(checkpoint, name="checkpoint", help="List, verify and export what a run saved.")
 
 
 def _version(wanted: bool) -> None:

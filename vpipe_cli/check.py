@@ -12,10 +12,17 @@ from pydantic import ValidationError
 from vpipe_cli import explain, machines, yamltree
 from vpipe_cli.yamltree import Mistake, Node, Place
 from worker.spec.cluster import ClusterSpec
+from worker.spec.slurm import SlurmSpec
 
 MINIBATCHES_PER_STEP = 8
 _PASSES = 5  # values, what does not fit in a section, what does not fit between sections, and two to spare
 _MOST_ERRORS = 200
+
+PATHS = (("data", "path"), ("data", "target_path"), ("model", "folder"), ("model", "code"), ("data", "code"))
+KINDS = frozenset((section, key) for section in ("model", "data") for key in ("name", "source", "entry"))
+"""Keys that tell what else a section may hold: where one is wrong, the others cannot be judged."""
+HELD_OUT = (("evaluate", "held_out"), ("evaluate", "held_out_target"))
+"""Keys that name a file or folder."""
 
 Keys = tuple[str, ...]
 
@@ -27,7 +34,8 @@ def check(root: Node, folder: Path) -> tuple[ClusterSpec | None, list[Mistake]]:
     ``folder`` is where a relative data.path of the file begins; one from the command line begins in this folder.
     """
     broken = set(_broken(root, ()))
-    mistakes = [*_fill_stages(root, broken), *_fill_path(root, folder)]
+    _fill_machines(root)
+    mistakes = [*_fill_stages(root, broken), *_fill_engine(root), *_fill_ssh(root, folder), *_fill_paths(root, folder)]
     _fill_flush(root)
     for _ in range(_PASSES):
         try:
@@ -38,7 +46,7 @@ def check(root: Node, folder: Path) -> tuple[ClusterSpec | None, list[Mistake]]:
                 keys = {_keys(path) for path in fault.paths}
                 if not any(_overlap(key, other) for key in keys for other in before):
                     mistakes.append(fault.mistake)
-                broken |= keys
+                broken |= {key[:1] if key in KINDS else key for key in keys}
         else:
             return None if mistakes or broken else spec, mistakes
     return None, mistakes
@@ -76,6 +84,20 @@ def _overlap(one: Keys, other: Keys) -> bool:
     return one[:shorter] == other[:shorter]
 
 
+def _fill_machines(root: Node) -> None:
+    """machines from slurm.nodes, where Slurm is to choose them."""
+    nodes = _get(root, "slurm", "nodes")
+    if _value(root, "engine") != "slurm" or nodes is None or not isinstance(root.value, dict):
+        return
+    try:
+        given = SlurmSpec.model_validate(yamltree.plain(root.value["slurm"]))
+    except ValidationError:
+        return
+    entries = [Node(nodes.place, nodes.place, text, text) for text in given.machines]
+    if entries:
+        root.value["machines"] = Node(nodes.place, nodes.place, entries)
+
+
 def _fill_stages(root: Node, broken: set[Keys]) -> list[Mistake]:
     """pipeline.stages from machines, where it is not given; and what is wrong with the machines."""
     given = _get(root, "machines")
@@ -98,6 +120,28 @@ def _fill_stages(root: Node, broken: set[Keys]) -> list[Mistake]:
     elif type(stages.value) is int and stages.value >= 1 and (message := _misfit(root, stages.value, len(slots))):
         return [Mistake(stages.place, "pipeline.stages", message)]
     return []
+
+
+def _fill_engine(root: Node) -> list[Mistake]:
+    """engine from machines, where it is not given; and what machines the engine given cannot reach."""
+    given, engine = _get(root, "machines"), _get(root, "engine")
+    if given is None or not isinstance(given.value, list) or not isinstance(root.value, dict):
+        return []
+    entries = [(item, machines.read([str(item.value)])[0]) for item in given.value]
+    elsewhere = [(index, item) for index, (item, slots) in enumerate(entries) if not machines.is_local(slots)]
+    if "engine" not in root.value:
+        engine = Node(given.place, given.place, "ssh" if elsewhere or _get(root, "container") else "local")
+        root.value["engine"] = engine
+    if engine is not None and engine.value == "slurm":
+        if _get(root, "slurm", "nodes") is not None:  # which is wrong, and told elsewhere
+            return []
+        near = [(index, item) for index, (item, slots) in enumerate(entries) if slots and machines.is_local(slots)]
+        hint = "is this machine; with engine slurm name its nodes, or give `slurm: {nodes: N}` and Slurm chooses them"
+        return [Mistake(item.place, f"machines[{index}]", f"{item.value!r} {hint}") for index, item in near]
+    if engine is None or engine.value != "local":
+        return []
+    why = "is another machine, but engine local runs here only; leave `engine` out, or write ssh"
+    return [Mistake(item.place, f"machines[{index}]", f"{item.value!r} {why}") for index, item in elsewhere]
 
 
 def _default_stages(root: Node, slots: int) -> int:
@@ -148,16 +192,42 @@ def _value(root: Node, *path: str) -> Any:
     return None if node is None else node.value
 
 
-def _fill_path(root: Node, folder: Path) -> list[Mistake]:
-    """data.path made absolute; it must exist when data.source reads it."""
-    path, source = _get(root, "data", "path"), _get(root, "data", "source")
-    if path is None or source is None or source.value != "text" or not isinstance(path.value, str) or not path.value:
+def _fill_paths(root: Node, folder: Path) -> list[Mistake]:
+    """The files that image, model and data are made of, made absolute; they must exist."""
+    image = str(_value(root, "container", "image"))
+    local = "://" not in image and image.endswith((".def", ".sif"))
+    return [*(_fill_path(root, folder, "container", "image") if local else []), *_fill_read(root, folder)]
+
+
+def _fill_read(root: Node, folder: Path) -> list[Mistake]:
+    """The files that model and data read."""
+    for section in ("model", "data"):
+        entry = _get(root, section, "entry")
+        if entry is not None and _value(root, section, "code") is None:
+            _set(root, section, "code", str(folder.resolve()), entry.place)
+    unread = _value(root, "data", "source") in (None, "python-stdlib")
+    paths = [path for path in (*PATHS, *HELD_OUT) if path != ("data", "path") or not unread]
+    mistakes = [mistake for path in paths for mistake in _fill_path(root, folder, *path)]
+    return [] if _value(root, "engine") == "ssh" else mistakes  # elsewhere, they are looked for there
+
+
+def _fill_ssh(root: Node, folder: Path) -> list[Mistake]:
+    """The files that logging in reads, made absolute; they must exist."""
+    named: list[tuple[str, ...]] = [("ssh", "config"), ("ssh", "key"), ("ssh", "known_hosts")]
+    own = _value(root, "ssh", "hosts")
+    named += [("ssh", "hosts", host, "key") for host in own] if isinstance(own, dict) else []
+    return [mistake for path in named for mistake in _fill_path(root, folder, *path)]
+
+
+def _fill_path(root: Node, folder: Path, *keys: str) -> list[Mistake]:
+    path = _get(root, *keys)
+    if path is None or not isinstance(path.value, str) or not path.value:
         return []
     base = folder if path.place.order[0] == 0 else Path()
     path.value = os.path.abspath(base / os.path.expanduser(path.value))
     if os.path.exists(path.value):
         return []
-    return [Mistake(path.place, "data.path", f"no such file or folder: {path.value!r}")]
+    return [Mistake(path.place, explain.dotted(keys), f"no such file or folder: {path.value!r}")]
 
 
 def _get(root: Node, *path: str) -> Node | None:
@@ -167,7 +237,7 @@ def _get(root: Node, *path: str) -> Node | None:
     return node if node is None or not node.broken else None
 
 
-def _set(root: Node, section: str, key: str, value: int, place: Place) -> None:
+def _set(root: Node, section: str, key: str, value: int | str, place: Place) -> None:
     """Give ``section.key`` a value that follows from what stands at ``place``."""
     assert isinstance(root.value, dict)
     node = root.value.setdefault(section, Node(place, place, {}))

@@ -18,9 +18,11 @@ MAX_BYTES = 1_000_000
 _MOST_PROBLEMS = 50
 
 
-def load(path: str | Path, override: Sequence[str] = ()) -> ClusterSpec:
+def load(path: str | Path, override: Sequence[str] = (), folder: Path | None = None) -> ClusterSpec:
     """The job a file describes, with stages, minibatches_per_step of bsp, and an absolute data.path filled in.
 
+    Args:
+        folder: where relative paths in the file begin; None: where the file is.
     Raises:
         ConfigError: with all mistakes, in the order of the file and then of ``override``.
     """
@@ -28,16 +30,32 @@ def load(path: str | Path, override: Sequence[str] = ()) -> ClusterSpec:
     spec = None
     if root is not None:
         mistakes += overrides.apply(root, override)
-        spec, found = check(root, Path(path).parent)
+        spec, found = check(root, folder or Path(path).parent)
         mistakes += found
     if spec is None or mistakes:
         raise ConfigError(_problems(mistakes))
     return spec
 
 
+def values(path: str | Path | None, override: Sequence[str] = ()) -> dict[str, object]:
+    """The values of a file, or of the command line alone, without a look at what they mean.
+
+    Raises:
+        ConfigError: with all mistakes of form.
+    """
+    at = Place((0, 0, 0), "command line")
+    root, mistakes = _tree(path) if path is not None else (Node(at, at, {}), [])
+    if root is not None:
+        mistakes += overrides.apply(root, override)
+    found = None if root is None else yamltree.plain(root)
+    if mistakes or not isinstance(found, dict):
+        raise ConfigError(_problems(mistakes))
+    return found
+
+
 def split(given: Sequence[str]) -> tuple[Path, list[str]]:
     """A command's arguments as the file and the overrides: one with an ``=`` is a file only if there is one."""
-    if given and ("=" not in given[0] or Path(given[0]).is_file()):
+    if given and ("=" not in given[0] or os.path.isfile(given[0])):
         return Path(given[0]), list(given[1:])
     return Path(DEFAULT), list(given)
 

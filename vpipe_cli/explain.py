@@ -15,6 +15,9 @@ from worker.spec.cluster import ClusterSpec, Misfits
 
 Path = tuple[str | int, ...]
 
+TAGS = ("name", "source")
+"""The keys that tell the kinds of a section apart."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -26,13 +29,17 @@ class Fault:
 
 @dataclass(frozen=True)
 class _Located:
-    """A pydantic error and the node it is about; ``branch`` is the choice of a union it speaks for."""
+    """A pydantic error and the node it is about; ``branch`` is the choice of a union it speaks for.
+
+    ``tagged`` is the path with the tag of each section that comes in several kinds, as ``model`` does.
+    """
 
     error: ErrorDetails
     path: Path
     node: Node
     branch: str = ""
     fork: Path = ()
+    tagged: Path = ()
 
 
 def faults(errors: Iterable[ErrorDetails], root: Node) -> Iterator[Fault]:
@@ -43,6 +50,8 @@ def faults(errors: Iterable[ErrorDetails], root: Node) -> Iterator[Fault]:
             forks.setdefault(found.fork, []).append(found)
         elif isinstance(misfits := found.error.get("ctx", {}).get("error"), Misfits):
             yield from _misfits(misfits, found.path, root)
+        elif found.error["type"] == "union_tag_invalid":
+            yield _wrong_tag(found)
         else:
             yield _fault(found, _sentence(found))
     for fork in forks.values():
@@ -66,15 +75,24 @@ def place_of(root: Node, path: Path) -> Place:
 
 
 def names() -> list[str]:
-    """Every key of cluster.yml by its dotted path: sections first, each followed by its own keys."""
-    return list(_names(_schema(), ""))
+    """Every key of cluster.yml by its dotted path: sections first, each followed by its own keys, of all its kinds."""
+    return list(dict.fromkeys(_names(_schema(), "")))
 
 
-def suggest(key: str, known: Sequence[str]) -> str:
-    """What to say after "unknown key": the nearest name, the section it belongs to, or the names there are."""
+def words(key: str) -> list[str]:
+    """The words that the value of a key may be, in all kinds of its section; empty where it is no choice of words."""
+    return list(dict.fromkeys(_words(_schema(), key.split("."))))
+
+
+def suggest(key: str, known: Sequence[str], section: str = "") -> str:
+    """What to say after "unknown key": the nearest name, the section it belongs to, or the names there are.
+
+    ``section`` is the one that ``key`` stands in, where it does not belong.
+    """
     if near := get_close_matches(key.lower(), known, 1):
         return f"; did you mean `{near[0]}`?"
-    by_leaf = {name.rpartition(".")[2]: name for name in reversed(names())}
+    elsewhere = [name for name in names() if not section or not name.startswith(f"{section}.")]
+    by_leaf = {name.rpartition(".")[2]: name for name in reversed(elsewhere)}
     if near := get_close_matches(key.lower().rpartition(".")[2], by_leaf, 1, 0.75):
         return f"; did you mean `{by_leaf[near[0]]}`?"
     return f"; the keys here are {', '.join(known)}" if len(known) < 20 else "; `vpipe config schema` lists all keys"
@@ -85,13 +103,16 @@ def _locate(error: ErrorDetails, root: Node) -> _Located:
     node, branch = root, ""
     path: Path = ()
     fork: Path = ()
+    tagged: Path = ()
     for part in error["loc"]:
         child = _child(node, part)
-        if child is None and isinstance(part, str) and error["type"] != "missing":
+        if "oneOf" in _schema_at(tagged):
+            tagged = (*tagged, part)
+        elif child is None and isinstance(part, str) and error["type"] != "missing":
             branch, fork = part, path
         else:
-            node, path = child or node, (*path, part)
-    return _Located(error, path, node, branch, fork)
+            node, path, tagged = child or node, (*path, part), (*tagged, part)
+    return _Located(error, path, node, branch, fork, tagged)
 
 
 def _child(node: Node, part: str | int) -> Node | None:
@@ -121,8 +142,22 @@ def _choices(fork: list[_Located]) -> Iterator[Fault]:
     for found in right:
         yield _fault(found, _sentence(found))
     if not right:
-        whole = _Located(fork[0].error, fork[0].fork, _node_at(fork, fork[0].fork))
+        first = fork[0]
+        tagged = first.tagged[: len(first.tagged) - len(first.path) + len(first.fork)]
+        whole = _Located(first.error, first.fork, _node_at(fork, first.fork), tagged=tagged)
         yield _fault(whole, _wrong_kind(whole))
+
+
+def _wrong_tag(found: _Located) -> Fault:
+    """A section that comes in several kinds, and is of none of them."""
+    section = found.node.value if isinstance(found.node.value, dict) else {}
+    key = next(key for key in TAGS if key in section)
+    kinds = _schema_at(found.tagged)["oneOf"]
+    words = [word for kind in kinds for word in _literals(_resolved(kind, _schema())["properties"].get(key, {}))]
+    at = _Located(found.error, (*found.path, key), section[key])
+    schema = {"enum": words}
+    message = f"must be {_described(schema)}, not {_shown(at.node)}{_remedy(at.path, schema, at.node)}"
+    return _fault(at, message)
 
 
 def _node_at(fork: list[_Located], path: Path) -> Node:
@@ -135,11 +170,12 @@ def _is_kind(error: ErrorDetails) -> bool:
 
 def _sentence(found: _Located) -> str:
     error = found.error
-    if _is_kind(error):
+    if _is_kind(error) or error["type"] == "union_tag_not_found":
         return _wrong_kind(found)
     if error["type"] == "extra_forbidden":
-        key, section = str(found.path[-1]), found.path[:-1]
-        return "unknown key" + suggest(key, list(_schema_at(section).get("properties", {})))
+        key, section = str(found.path[-1]), found.tagged[:-1]
+        known = list(_schema_at(section).get("properties", {}))
+        return "unknown key" + suggest(key, known, dotted(found.path[:-1]))
     if error["type"] in _SENTENCES:
         return _SENTENCES[error["type"]](error.get("ctx", {}), found)
     return error["msg"][0].lower() + error["msg"][1:]
@@ -148,7 +184,7 @@ def _sentence(found: _Located) -> str:
 def _missing(_: Mapping[str, Any], found: _Located) -> str:
     if isinstance(found.path[-1], int):
         return f"has too few entries; entry {found.path[-1] + 1} is missing"
-    return f"is missing; {_schema_at(found.path).get('description', 'it has no default')}"
+    return f"is missing; {_schema_at(found.tagged).get('description', 'it has no default')}"
 
 
 def _is(found: _Located) -> str:
@@ -165,12 +201,12 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any], _Located], str]] = {
     "too_short": lambda c, f: f"must have {c['min_length']} or more entries, has {c['actual_length']}",
     "too_long": lambda c, f: f"must have at most {c['max_length']} entries, has {c['actual_length']}",
     "string_too_short": lambda c, f: "must not be empty",
-    "string_pattern_mismatch": lambda c, f: f"cannot be {_shown(f.node)}; it {_schema_at(f.path)['description']}",
+    "string_pattern_mismatch": lambda c, f: f"cannot be {_shown(f.node)}; it {_schema_at(f.tagged)['description']}",
 }
 
 
 def _wrong_kind(found: _Located) -> str:
-    schema, node = _schema_at(found.path), found.node
+    schema, node = _schema_at(found.tagged), found.node
     return f"must be {_described(schema)}, not {_shown(node)}{_remedy(found.path, schema, node)}"
 
 
@@ -212,8 +248,12 @@ def _schema_at(path: Path) -> dict[str, Any]:
     here: dict[str, Any] = top
     for part in path:
         choices = [_resolved(choice, top) for choice in here.get("anyOf", [here])]
+        if "oneOf" in here:
+            here = next(kind for kind in (_resolved(each, top) for each in here["oneOf"]) if _has_tag(kind, str(part)))
+            continue
         if isinstance(part, str):
-            here = next((choice["properties"].get(part, {}) for choice in choices if "properties" in choice), {})
+            below = (choice.get("properties", {}).get(part) or choice.get("additionalProperties") for choice in choices)
+            here = next((found for found in below if isinstance(found, dict)), {})
         else:
             items = next((choice for choice in choices if choice.get("type") == "array"), {})
             here = items.get("items") or next(iter(items.get("prefixItems", [])), {})
@@ -221,16 +261,37 @@ def _schema_at(path: Path) -> dict[str, Any]:
     return here
 
 
+def _has_tag(kind: dict[str, Any], tag: str) -> bool:
+    """Whether the schema is that of the kind ``tag`` of a section."""
+    keys = kind["properties"]
+    return tag in kind.get("required", []) or any(tag in _literals(keys.get(key, {})) for key in TAGS)
+
+
 def _resolved(schema: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    choices = [choice for choice in schema.get("anyOf", []) if choice.get("type") != "null"]
+    if len(choices) == 1 and "$ref" in choices[0]:  # a section that may be left out
+        schema = {**{key: value for key, value in schema.items() if key != "anyOf"}, **choices[0]}
     target = schema.get("$ref", "").rpartition("/")[2]
     return {**top["$defs"][target], **schema} if target else schema
 
 
 def _names(section: dict[str, Any], prefix: str) -> Iterator[str]:
     top = _schema()
+    for kind in section.get("oneOf", []):
+        yield from _names(_resolved(kind, top), prefix)
     for key, schema in section.get("properties", {}).items():
         yield prefix + key
         yield from _names(_resolved(schema, top), f"{prefix}{key}.")
+
+
+def _words(section: dict[str, Any], path: Sequence[str]) -> Iterator[str]:
+    for kind in section.get("oneOf", []):
+        yield from _words(_resolved(kind, _schema()), path)
+    schema = section.get("properties", {}).get(path[0])
+    if schema is not None and len(path) > 1:
+        yield from _words(_resolved(schema, _schema()), path[1:])
+    elif schema is not None:
+        yield from ["true", "false"] if schema.get("type") == "boolean" else _literals(schema)
 
 
 def _literals(schema: dict[str, Any]) -> list[str]:

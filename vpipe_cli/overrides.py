@@ -24,6 +24,7 @@ def complete(key: str, known: Sequence[str]) -> tuple[str, str]:
     if key in known:
         return key, ""
     found = [name for name in known if name.endswith(f".{key}")]
+    found = [name for name in found if not name.startswith("slurm.")] or found  # the job comes before its queue
     if len(found) == 1:
         return found[0], ""
     if found:

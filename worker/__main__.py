@@ -7,17 +7,34 @@ attempt-K/rank-N.error.json, from which hostd tells causes from consequences.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
 
-from worker.errors import PeerLost, StallError, VpipeError
+from worker import progress
+from worker.errors import (
+    CheckpointError,
+    DataError,
+    MismatchError,
+    ModelError,
+    NonFiniteLoss,
+    PeerLost,
+    StallError,
+    UsageError,
+    VpipeError,
+)
+from worker.recovery.leave import LEFT, Left
 from worker.rendezvous import Rendezvous
 from worker.spec.files import RunFiles, write_atomic
 from worker.spec.job import Job
 from worker.train import train
+
+PERMANENT = (UsageError, CheckpointError, DataError, MismatchError, ModelError, NonFiniteLoss)
+"""What would end another attempt in the same way."""
 
 
 def main() -> int:
@@ -25,9 +42,14 @@ def main() -> int:
     arguments = _arguments()
     files = RunFiles(arguments.job.parent)
     try:
+        _be_visible(files, arguments.attempt, arguments.rank)
         job = Job.model_validate_json(arguments.job.read_text())
         rendezvous = Rendezvous.from_environment(arguments.rank, len(job.ranks), job.spec.run.start_timeout)
         train(job, arguments.rank, files, arguments.attempt, _cache(), rendezvous)
+    except Left as left:
+        print(left, flush=True)
+        write_atomic(files.error(arguments.attempt, arguments.rank), json.dumps({"message": str(left)}) + "\n")
+        return LEFT
     except Exception as error:
         if not isinstance(error, VpipeError):
             traceback.print_exc()
@@ -51,11 +73,28 @@ def _cache() -> Path:
     return Path(os.environ.get("VPIPE_CACHE") or default)
 
 
+def _be_visible(files: RunFiles, attempt: int, rank: int) -> None:
+    """Let hostd see what this rank does, and have its stacks for the asking (SIGUSR2), even in the midst of a hang."""
+    progress.open_at(files.progress(attempt, rank))
+    stacks = os.open(files.stacks(attempt, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    faulthandler.register(signal.SIGUSR2, stacks, all_threads=True)
+
+
 def _record(path: Path, error: Exception) -> None:
     """A stall names the one that was waited for, so like a lost peer it is rarely the cause itself."""
-    message = str(error) if isinstance(error, VpipeError) else f"{type(error).__name__}: {error}"
-    consequence = isinstance(error, (PeerLost, StallError))
-    write_atomic(path, json.dumps({"message": message, "consequence": consequence}) + "\n")
+    ours = isinstance(error, VpipeError)
+    words = {
+        "message": str(error) if ours else f"{type(error).__name__}: {error}",
+        "consequence": isinstance(error, (PeerLost, StallError)),
+        "permanent": isinstance(error, PERMANENT) or (progress.step() <= 1 and not ours and not _may_heal(error)),
+        "step": progress.step() or None,
+    }
+    write_atomic(path, json.dumps(words) + "\n")
+
+
+def _may_heal(error: Exception) -> bool:
+    """What the system refused now it may grant later; a mistake in the code stays one."""
+    return isinstance(error, OSError)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import nn
 from worker import models, optimizer, schedule
 from worker.communication import Communicator
 from worker.data.base import Signature, TensorSpec
+from worker.errors import ModelError
 from worker.executor import Executor, UpdateRule
 from worker.flow import Cut, Flow, trace
 from worker.metrics import StepClock, Stopwatch
@@ -21,7 +22,7 @@ from worker.precision import DTYPES, LOSS_SCALE, LossScaler
 from worker.replicas import ReplicaGroup
 from worker.runtime import LOSS_WEIGHTS, LOSSES, Feed, StageRuntime
 from worker.schedule import Action
-from worker.schedule.job import delay, minibatches_per_step, rank_actions, stage_versions, window
+from worker.schedule.job import delay, drain_periods, minibatches_per_step, rank_actions, stage_versions, window
 from worker.spec.job import Job
 from worker.spec.records import StepMetrics
 from worker.stage import Stage
@@ -42,6 +43,7 @@ class Builder:
         self.rank = rank
         self.flow = trace(model, signature, DTYPES[job.spec.precision])
         self.device = device
+        _check_fit(job, self.flow)
         stages = job.plan.stages_of(rank)
         self.topologies = [_topology(job, self.flow, signature, len(model.losses), s, rank) for s in stages]
 
@@ -52,18 +54,22 @@ class Builder:
         agreed = f"{self.job.digest()} {cuts} {parameters} {self.topologies[0].names()}"
         return hashlib.sha256(agreed.encode()).hexdigest()
 
-    def actions(self) -> Iterator[Action]:
-        """All Actions of this rank over the whole run."""
-        return rank_actions(self.job.spec, self.job.plan, self.rank)
+    def actions(self, start: int = 0) -> Iterator[Action]:
+        """All Actions of this rank from step ``start`` to the end of the run."""
+        return rank_actions(self.job.spec, self.job.plan, self.rank, start)
 
     def executor(
-        self, feed: Callable[[int], Feed] | None, waiting: Stopwatch, report: Callable[[StepMetrics], None]
+        self,
+        feed: Callable[[int], Feed] | None,
+        waiting: Stopwatch,
+        report: Callable[[StepMetrics], None],
+        start: int = 0,
     ) -> Executor:
-        """The rank, ready to run: its stages materialised and initialised, nobody else's."""
+        """The rank, ready to run from step ``start`` on: its stages materialised and initialised, nobody else's."""
         spec = self.job.spec
         names, varying = self.topologies[0].names(), self.topologies[0].varying() if self.signature.varies else []
         communicator = Communicator(
-            names, self.device, spec.run.stall_timeout, waiting, window(spec, self.job.plan), varying
+            names, self.device, spec.run.wait_limit, waiting, window(spec, self.job.plan), varying
         )
         ranks = self.job.plan.ranks_of(self.topologies[0].stage)
         rule = UpdateRule(
@@ -76,10 +82,13 @@ class Builder:
             self.rank == ranks[0],
             len(ranks) / len(self.job.plan.ranks_of(0)),
             delay(spec, self.job.plan, self.topologies[0].stage) if spec.optimizer.pipemare else 0,
+            start,
+            drain_periods(spec),
+            spec.run.on_nan == "skip",
         )
         scaler = LossScaler() if spec.precision == "fp16" else None
         return Executor(
-            {topology.stage: self._runtime(topology, communicator, feed, scaler) for topology in self.topologies},
+            {each.stage: self._runtime(each, communicator, feed, scaler, start) for each in self.topologies},
             communicator,
             rule,
             StepClock(waiting, spec.data.minibatch_size, self.device, report),
@@ -92,6 +101,7 @@ class Builder:
         communicator: Communicator,
         feed: Callable[[int], Feed] | None,
         scaler: LossScaler | None,
+        start: int,
     ) -> StageRuntime:
         stage, ranks = self._stage(topology), self.job.plan.ranks_of(topology.stage)
         group = None
@@ -100,9 +110,11 @@ class Builder:
             specs |= {name: self.flow.spec(name) for name in stage.stash.borrowed}
             losses = {LOSSES: TensorSpec((len(self.model.losses) if topology.is_last else 0,), torch.float32)}
             group = ReplicaGroup(communicator, ranks, self.rank, losses | specs, self.device)
-        versions_of = partial(stage_versions, self.job.spec, self.job.plan)
+        versions_of = partial(stage_versions, self.job.spec, self.job.plan, start=start)
         rule = optimizer.build(self.job.spec.optimizer, stage.stash.parameters, optimizer.outer(self.flow))
-        return StageRuntime(topology, stage, communicator, rule, feed, scaler, group, versions_of)
+        runtime = StageRuntime(topology, stage, communicator, rule, feed, scaler, group, versions_of)
+        runtime.skips_nan = self.job.spec.run.on_nan == "skip"
+        return runtime
 
     def _stage(self, topology: Topology) -> Stage:
         entry = schedule.SCHEDULES[self.job.spec.pipeline.schedule]
@@ -128,6 +140,28 @@ class Builder:
         module = self.flow.modules[index].to_empty(device=self.device)
         models.initialise(self.model.layers[index].name, module, self.job.spec.run.seed)
         return module.train()
+
+
+def _check_fit(job: Job, flow: Flow) -> None:
+    """What only the model's own code tells, and so nobody could refuse before."""
+    plan = job.plan
+    if sum(plan.partition) != len(flow.names):
+        raise ModelError(
+            f"the partition {plan.partition} has {sum(plan.partition)} layers; the model has {len(flow.names)}",
+            "give as many layers as the model has in pipeline.partition, or `auto`",
+        )
+    if job.spec.pipeline.sync_mode == "bsp":
+        return
+    for borrower, owner in flow.tied.items():
+        counts = [
+            plan.replicas[next(s for s in range(plan.stages) if flow.holders[name] in plan.layers_of(s))]
+            for name in (borrower, owner)
+        ]
+        if counts[0] != counts[1]:
+            raise ModelError(
+                f"{borrower} borrows {owner} from a stage of {counts[1]} ranks into one of {counts[0]}",
+                "under asp such stages need equally many replicas; or use sync_mode bsp",
+            )
 
 
 def _topology(job: Job, flow: Flow, signature: Signature, terms: int, stage: int, rank: int) -> Topology:

@@ -7,7 +7,7 @@ are posted ahead of time from the same list that is executed. The updates of all
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise, tee
 
@@ -35,7 +35,8 @@ class UpdateRule:
     ``all_parameters`` names the parameters of the whole model in order; ``speaks`` says whether this rank is the one of
     its replicas that counts in sums over all ranks. ``replica_ratio`` is ``replicas`` over those of the first stage;
     ``delay`` is the stage's, in updates, where the learning rate asks for it. ``start`` is the step that the run was
-    resumed at; where the pipeline drains between updates, ``drains_every`` so many steps.
+    resumed at; the pipeline drains between updates after every multiple of ``drains_every``, in steps.
+    ``skips_nan``: an update whose gradients are not finite is left out, instead of ending the run.
     """
 
     spec: OptimizerSpec
@@ -48,7 +49,8 @@ class UpdateRule:
     replica_ratio: float
     delay: int
     start: int = 0
-    drains_every: int | None = None
+    drains_every: Sequence[int] = ()
+    skips_nan: bool = False
 
     def step_of(self, minibatch: int) -> int:
         """The step, from 0, that ``minibatch`` belongs to; under ASP every minibatch is a step."""
@@ -59,7 +61,7 @@ class UpdateRule:
         minibatch = action.minibatch
         if self.minibatches_per_step > 1 or self.is_flush:
             return UpdateOf(minibatch, minibatch % self.minibatches_per_step + 1, 1)
-        drained = minibatch // self.drains_every * self.drains_every if self.drains_every else 0
+        drained = max((minibatch // every * every for every in self.drains_every), default=0)
         replicas = (minibatch - max(self.start, drained)) % self.replicas + 1
         return UpdateOf(minibatch, replicas, replicas)
 
@@ -77,7 +79,7 @@ class Executor:
     ) -> None:
         self.stages = stages
         self.scaler = scaler
-        self._communicator = communicator
+        self.communicator = self._communicator = communicator
         self._rule = rule
         self._clock = clock
 
@@ -138,7 +140,8 @@ class Executor:
         runtimes = [self.stages[action.stage] for action in joint]
         gathered = [runtime.gather_gradients(received) for runtime in runtimes]
         gradients = {name: gradient for each in gathered for name, gradient in each.items()}
-        is_finite = self.scaler is None or self._all_finite(gradients, self.scaler)
+        is_checked = self.scaler is not None or self._rule.skips_nan
+        is_finite = not is_checked or self._all_finite(gradients)
         norm = self._clip(gradients) if is_finite else None
         step = self._rule.step_of(joint[0].minibatch)
         rate = optim.learning_rate(self._rule.spec, step, self._rule.steps, self._rule.replica_ratio, self._rule.delay)
@@ -149,13 +152,14 @@ class Executor:
         ]
         return Update(step + 1, self._rule.update_of(joint[0]).minibatches, losses, rate, norm)
 
-    def _all_finite(self, gradients: Mapping[str, Tensor], scaler: LossScaler) -> bool:
+    def _all_finite(self, gradients: Mapping[str, Tensor]) -> bool:
         """Whether no gradient overflowed: anywhere under BSP, where all stages must agree; on this rank under ASP."""
         bad = sum(not bool(torch.isfinite(gradient).all()) for gradient in gradients.values())
         if self._rule.is_flush:
             flag = torch.tensor([float(bad)], dtype=torch.float64)
             bad = int(self._communicator.sum_over_ranks(flag, "whether gradients overflowed"))
-        scaler.seen(not bad)
+        if self.scaler is not None:
+            self.scaler.seen(not bad)
         return not bad
 
     def _clip(self, gradients: Mapping[str, Tensor]) -> float | None:

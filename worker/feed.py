@@ -48,7 +48,7 @@ class Feeder:
 
     def _read_step(self, step: int) -> None:
         numbers = range(step * self._per_step, (step + 1) * self._per_step)
-        minibatches = {number: _read(self._source, number + self._offset) for number in numbers}
+        minibatches = {number: read(self._source, number + self._offset) for number in numbers}
         if len({len(minibatch.counts) for minibatch in minibatches.values()}) > 1:
             raise DataError(f"minibatches {numbers[0]} to {numbers[-1]} count targets of more and of fewer losses")
         totals = [sum(counts) for counts in zip(*(m.counts for m in minibatches.values()), strict=True)]
@@ -63,8 +63,8 @@ class Feeder:
         return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
 
-def _read(source: Source, number: int) -> Minibatch:
-    """Minibatch ``number`` as the signature promises it."""
+def read(source: Source, number: int) -> Minibatch:
+    """Minibatch ``number`` as the signature promises it. Raises DataError."""
     try:
         minibatch = source.minibatch(number)
     except VpipeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -115,16 +116,42 @@ class StepClock:
 
 
 class MetricsFile:
-    """Appends the steps of one rank to metrics/rank-N.jsonl, at most ``FLUSH_SECONDS`` late, and sums them up."""
+    """Appends the steps of one rank to metrics/rank-N.jsonl, at most ``FLUSH_SECONDS`` late, and sums them up.
+
+    A run that is resumed does some steps again. The file is only ever appended to, for others copy it by byte offset;
+    who reads it takes a step that is not behind the last one for a new beginning, and drops what it had from there on.
+
+    Args:
+        steps: of the whole run.
+        done: those before the one that this rank begins with; what the file has of them is counted, and no more.
+    """
 
     FLUSH_SECONDS = 0.2
 
-    def __init__(self, path: Path, steps: int) -> None:
+    def __init__(self, path: Path, steps: int, done: int = 0) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
-        self._file = path.open("a", encoding="utf-8")
-        self._flushed = 0.0
         self.totals = Totals(tail=max(10, steps // 20))
+        torn = False
+        if done:
+            torn = self._count(path, done)
+        self._file = path.open("a", encoding="utf-8")
+        if torn:
+            self._file.write("\n")
+        self._flushed = 0.0
+
+    def _count(self, path: Path, done: int) -> bool:
+        """Count the steps up to ``done`` that are in the file, each once; whether its last line is torn."""
+        steps: dict[int, StepMetrics] = {}
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        for line in lines:
+            with suppress(ValueError):
+                step = StepMetrics.model_validate_json(line)
+                steps[step.step] = step
+        for number in sorted(steps):
+            if number <= done:
+                self.totals.add(steps[number])
+        return bool(lines[-1])
 
     def write(self, step: StepMetrics) -> None:
         """Add one step."""
@@ -133,6 +160,10 @@ class MetricsFile:
         if step.time - self._flushed > self.FLUSH_SECONDS:
             self._file.flush()
             self._flushed = step.time
+
+    def flush(self) -> None:
+        """Write out what there is."""
+        self._file.flush()
 
     def close(self) -> None:
         """Write out what is left."""
@@ -174,6 +205,11 @@ class Totals:
         """Mean loss of the last ``tail`` steps."""
         return sum(self.losses) / len(self.losses) if self.losses else None
 
+    @property
+    def step_seconds(self) -> float:
+        """Mean wall time of a step; of all but the first, if there are others."""
+        return self.seconds / max(1, self.steps - 1)
+
     def stage_result(self, stage: int, rank: int, layers: int) -> StageResult:
         """What this rank reports of itself at the end."""
         return StageResult(
@@ -181,6 +217,6 @@ class Totals:
             rank=rank,
             layers=layers,
             stage_seconds=self.busy / max(1, self.minibatches),
-            idle_share=max(0.0, 1 - self.busy / self.seconds),
+            idle_share=max(0.0, 1 - self.busy / max(self.seconds, 1e-9)),
             peak_memory_bytes=self.memory,
         )

@@ -6,6 +6,7 @@ the middle of a stage as at a cut: so the partition changes no bit, and half the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -41,6 +42,14 @@ class LossScaler:
     def __init__(self) -> None:
         self.factor = 2.0**16
         self._good = 0
+
+    def state(self) -> dict[str, float]:
+        """All it remembers, for a checkpoint."""
+        return {"factor": self.factor, "good": self._good}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Go on from what ``state`` gave."""
+        self.factor, self._good = float(state["factor"]), int(state["good"])
 
     def seen(self, is_finite: bool) -> None:
         """Take in how an update went."""

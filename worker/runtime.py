@@ -81,6 +81,8 @@ class StageRuntime:
         self.stage = stage
         self.stash = stage.stash
         self.optimizer = optimizer
+        self.skips_nan = False
+        """Whether a loss that is not finite is said and left out, instead of ending the run."""
         self.updates = 0
         """Updates done so far."""
         self._communicator = communicator
@@ -123,7 +125,7 @@ class StageRuntime:
         if graph.loss is not None:
             self._loss_weights[minibatch] = targets[LOSS_WEIGHTS]
             self._check_loss(graph.loss, targets[LOSS_WEIGHTS])
-            self._count_loss(minibatch, graph.loss)
+            self._count_loss(graph, graph.loss, targets)
         for name, tensor in graph.outputs.items():
             self._send(tensor, self.topology.stage + 1, topo.activation(name, self.topology.stage + 1), minibatch)
 
@@ -251,13 +253,16 @@ class StageRuntime:
                 "nothing could be trained: look for integer tensors and for detach() on the way to the loss",
             )
 
-    def _count_loss(self, minibatch: int, sums: Tensor) -> None:
-        losses = (sums.detach() * self._loss_weights[minibatch]).tolist()
+    def _count_loss(self, graph: Graph, sums: Tensor, targets: Mapping[str, Tensor]) -> None:
+        losses = (sums.detach() * self._loss_weights[graph.minibatch]).tolist()
         if odd := [loss for loss in losses if not math.isfinite(loss)]:
-            raise NonFiniteLoss(
-                f"stage {self.topology.stage}: loss {odd[0]} at minibatch {minibatch}, step {self.updates + 1}",
-                "lower optimizer.lr, add optimizer.warmup_steps or optimizer.clip_grad_norm",
-            )
+            what = f"stage {self.topology.stage}: loss {odd[0]} at minibatch {graph.minibatch}"
+            what += f", step {self.updates + 1}: {self.stage.first_bad(graph, targets)}"
+            if not self.skips_nan:
+                hint = "lower optimizer.lr, add optimizer.warmup_steps or optimizer.clip_grad_norm"
+                raise NonFiniteLoss(what, f"{hint}; run.on_nan=skip leaves such updates out")
+            print(f"{what}; its update is left out", flush=True)
+            return
         self._losses = [a + b for a, b in zip(self._losses, losses, strict=True)] if self._losses else losses
 
     def _send(self, tensor: Tensor, stage: int, what: str, minibatch: int) -> None:

@@ -107,6 +107,43 @@ class Stage:
         self._check(minibatch, outputs, self.outgoing)
         return replace(graph, outputs=outputs)
 
+    @torch.no_grad()
+    def evaluate(
+        self, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], list[float]]:
+        """Run all layers with the current weights and keep nothing.
+
+        Returns all values by name, and what the last layer's ``scores`` counts; nothing where it has no such method.
+        """
+        self.stash.install(self.stash.current)
+        values = {**inputs, **targets}
+        scores: list[float] = []
+        with arithmetic(self._dtype, self.device):
+            for layer, module in zip(self.layers, self.modules, strict=True):
+                given = [values[name] for name in layer.inputs]
+                if self.outgoing is None and layer is self.layers[-1]:
+                    values[layer.outputs[0]] = outputs_of(layer, module(*given))[0]
+                    count = getattr(module, "scores", None)
+                    scores = count(*given).tolist() if callable(count) else []
+                else:
+                    outputs = (rounded(value, self._dtype) for value in outputs_of(layer, module(*given)))
+                    values.update(zip(layer.outputs, outputs, strict=True))
+        return values, scores
+
+    @torch.no_grad()
+    def first_bad(self, graph: Graph, targets: Mapping[str, Tensor]) -> str:
+        """Where the first number that is not finite came from, found by running the layers once more."""
+        values = {**graph.inputs, **targets}
+        if bad := [name for name, value in graph.inputs.items() if not _is_finite(value)]:
+            return f"{bad[0]} came so from an earlier stage"
+        for position, layer in enumerate(self.layers):
+            given = (values[name] for name in layer.inputs)
+            results = self._run(position, graph.minibatch, graph.version, [], *given)
+            if not all(map(_is_finite, results)):
+                return f"layer {layer.name} made it"
+            values.update(zip(layer.outputs, results, strict=True))
+        return "no layer made it again"
+
     def backward(self, graph: Graph, gradients: Mapping[str, Tensor], loss_weights: Tensor | None) -> dict[str, Tensor]:
         """Run the graph backward; parameters' gradients are collected in the stash, now or by ``finish``.
 
@@ -175,3 +212,7 @@ class Stage:
         if self.outgoing is None and position == len(self.layers) - 1:
             return outputs  # the loss stays float32
         return tuple(rounded(value, self._dtype) for value in outputs)
+
+
+def _is_finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())

@@ -60,6 +60,7 @@ class WeightStash:
         self._frozen: set[str] = set()
         self.parameters: dict[str, nn.Parameter] = {}
         """Owned parameters by full name: what the optimizer updates."""
+        self._recurrent = [part for each in modules.values() for part in each.modules() if isinstance(part, nn.RNNBase)]
         for layer, module in modules.items():
             for name, slot in _slots(module).items():
                 full, parameter = f"{layer}.{name}", getattr(*slot)
@@ -132,6 +133,8 @@ class WeightStash:
         for name, leaf in version.leaves.items():
             module, key = self._slots[name]
             module._parameters[key] = leaf  # type: ignore[assignment]  # a leaf is a Parameter in all but type
+        for recurrent in self._recurrent:  # these look their weights up in a list of their own
+            recurrent._flat_weights = [getattr(recurrent, name) for name in recurrent._flat_weights_names]
         self._installed = version.leaves
 
     def hand_out(self, version: Version, factor: float = 1.0) -> None:
@@ -174,6 +177,11 @@ class WeightStash:
         else:
             self.gradients[name] = leaf.grad
         leaf.grad = None
+
+    @property
+    def on_loan(self) -> Mapping[str, Tensor]:
+        """What was received last for each borrowed parameter, as ``borrow`` takes it."""
+        return dict(self._received)
 
     def borrow(self, name: str, value: Tensor) -> None:
         """Use ``value``, just received from its owner's stage, for the borrowed parameter ``name`` from now on."""

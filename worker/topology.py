@@ -44,6 +44,10 @@ def weight(borrower: str) -> str:
     return f"weight {borrower}"
 
 
+EVALUATED = "minibatch evaluated"
+"""What tells the first stage that a minibatch of an evaluation has come to its end."""
+
+
 def weight_gradient(borrower: str) -> str:
     """What carries the gradient of the parameter ``borrower`` to its owner."""
     return f"gradient of weight {borrower}"
@@ -102,7 +106,7 @@ class Topology:
 
     def names(self) -> list[str]:
         """Everything that travels anywhere, in the same order on every rank."""
-        names = list(replicas.NAMES)
+        names = [*replicas.NAMES, EVALUATED]
         for stage in range(1, self.stages):
             names += [activation(name, stage) for name in self.cuts[stage].specs]
             names += [gradient(name, stage - 1) for name in sorted(self.cuts[stage].differentiable)]
@@ -111,9 +115,14 @@ class Topology:
 
     def varying(self) -> list[str]:
         """What travels with another shape from minibatch to minibatch, where sequences are of variable length."""
-        names = [name for name in self.names() if name not in replicas.NAMES]
+        names = [name for name in self.names() if name not in (*replicas.NAMES, EVALUATED)]
         of_weights = {describe(tie.borrower) for tie in self.ties for describe in (weight, weight_gradient)}
         return [name for name in names if name not in of_weights]
+
+    def passed(self, minibatch: int) -> Address:
+        """The address of the word that a minibatch of an evaluation has come to its end."""
+        source, destination = (self.plan.rank_of(stage, minibatch) for stage in (self.stages - 1, 0))
+        return Address(EVALUATED, source, destination, minibatch)
 
     def expected(self, action: Action, fresh: Collection[str]) -> list[Expected]:
         """What ``action`` needs from other ranks; ``fresh``: borrowed weights with a new version for it."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,16 +17,19 @@ from worker import clocks, data, models, trace
 from worker.build import Builder
 from worker.data.base import Source
 from worker.errors import MismatchError
+from worker.evaluate import Evaluator
 from worker.executor import Executor
 from worker.feed import Feeder
 from worker.metrics import MetricsFile, Stopwatch, Totals
 from worker.narrate import Narrator
+from worker.prefetch import Prefetched, numbers
 from worker.recovery import place, restore, setup
+from worker.recovery.leave import Leave
 from worker.rendezvous import Rendezvous
 from worker.schedule.job import minibatches_per_step
 from worker.spec.files import RunFiles, write_atomic
 from worker.spec.job import Job
-from worker.spec.records import Result, StageResult, StepMetrics
+from worker.spec.records import Evaluation, Result, StageResult, StepMetrics
 
 
 def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rendezvous: Rendezvous) -> None:
@@ -49,7 +54,8 @@ def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rende
     saved = restore.find(builder, checkpoints, attempt, rendezvous, setup.say)
     start, offset = (saved.step, saved.data_offset) if saved else (0, 0)
     source = _open_data(job, files, cache) if placement.stage == 0 else None
-    feed = Feeder(source, minibatches_per_step(job.spec), builder.device, waiting, offset) if source else None
+    ahead = _read_ahead(job, rank, source, start, offset) if source else None
+    feed = Feeder(ahead or source, minibatches_per_step(job.spec), builder.device, waiting, offset) if source else None
     metrics = MetricsFile(files.metrics(rank), job.spec.run.steps, start)
     narrator = Narrator(job.spec.run.steps)
 
@@ -59,9 +65,16 @@ def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rende
         if saver and saver.is_due(step.step):
             metrics.flush()
             saver.save(step.step)
+        if evaluator and evaluator.is_due(step.step):
+            measured.append(evaluator.report(step.step, files, attempt))
+        if saver and leave and leave.is_asked(step.step, executor):
+            leave.now(step.step, saver)
 
     executor = builder.executor(feed, waiting, report, start)
+    measured: list[Evaluation | None] = []
+    evaluator = _evaluator(builder, executor, placement.stage == 0, cache, rendezvous)
     saver = setup.saver(builder, executor, attempt, checkpoints, rendezvous, offset)
+    leave = Leave.from_environment(job.spec, files, rendezvous)
     narrator.holds(runtime.stage for runtime in executor.stages.values())
     if saved:
         saved.put_back(executor, rank)
@@ -71,15 +84,20 @@ def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rende
     files.ready(attempt, rank).touch(mode=0o600)
     _record_spans(job, rank, attempt, files)
     try:
-        executor.run(builder.actions(start))
+        executor.run([] if job.spec.evaluate.only else builder.actions(start))
+        if evaluator and job.spec.evaluate.only:
+            measured.append(evaluator.report(start, files, attempt))
         if saver:
             saver.close()
     finally:
-        metrics.close()
-        trace.close()
+        if ahead:
+            ahead.close()
+        for close in (metrics.close, trace.close):
+            with suppress(OSError):  # of a full disk, which must not hide why the run ended
+                close()
     rendezvous.give("results", _own_result(job, rank, metrics.totals, executor))
     if rank == 0 and source is not None:
-        result = _merged(job, rendezvous.collect("results"), source.baseline_loss)
+        result = _merged(job, rendezvous.collect("results"), source.baseline_loss, measured)
         write_atomic(files.result, result.model_dump_json(indent=2) + "\n")
     dist.destroy_process_group()
 
@@ -87,8 +105,8 @@ def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rende
 def _record_spans(job: Job, rank: int, attempt: int, files: RunFiles) -> None:
     """Begin to record the steps that ``trace`` asks for. All ranks call this at once."""
     spec, stages = job.spec.trace, job.plan.stages
-    window = (2 if minibatches_per_step(job.spec) > 1 else 8 * stages) if spec.steps == "auto" else spec.steps
-    every = max(100, job.spec.run.steps // 20) if spec.every_steps == "auto" else spec.every_steps
+    window = (2 if minibatches_per_step(job.spec) > 1 else 8 * stages) if spec.window == "auto" else spec.window
+    every = max(100, job.spec.run.steps // 20) if spec.interval == "auto" else spec.interval
     offset, error = clocks.offset_to_first(rank, len(job.ranks))
     if window:
         about = {"version": 1, "rank": rank, "attempt": attempt, "host": job.ranks[rank].host}
@@ -96,9 +114,29 @@ def _record_spans(job: Job, rank: int, attempt: int, files: RunFiles) -> None:
         trace.open_at(files.trace(rank), {**about, **clock}, every, window)
 
 
+def _evaluator(
+    builder: Builder, executor: Executor, reads: bool, cache: Path, rendezvous: Rendezvous
+) -> Evaluator | None:
+    if builder.job.spec.evaluate.every_steps is None and not builder.job.spec.evaluate.only:
+        return None
+    source = data.open_evaluation(builder.job.spec, cache) if reads else None
+    return Evaluator(builder, executor, source, rendezvous)
+
+
+def _read_ahead(job: Job, rank: int, source: Source, start: int, offset: int) -> Prefetched | None:
+    """``source``, read ahead in the order in which this rank of the first stage will ask for its minibatches."""
+    if not job.spec.data.prefetch or job.spec.evaluate.only:
+        return None
+    per_step, ranks = minibatches_per_step(job.spec), job.plan.ranks_of(0)
+    own = numbers(start * per_step, job.spec.run.steps * per_step, per_step, ranks.index(rank), len(ranks))
+    return Prefetched(source, (number + offset for number in own), job.spec.data.prefetch)
+
+
 def _open_data(job: Job, files: RunFiles, cache: Path) -> Source:
     source = data.open_source(job.spec, cache)
-    write_atomic(files.data, json.dumps({"baseline_loss": source.baseline_loss}) + "\n")
+    write_atomic(
+        files.data, json.dumps({"baseline_loss": source.baseline_loss, "skipped": getattr(source, "skipped", 0)}) + "\n"
+    )
     return source
 
 
@@ -111,12 +149,13 @@ def _own_result(job: Job, rank: int, totals: Totals, executor: Executor) -> str:
             "loss": totals.loss,
             "samples_per_second": totals.samples / max(totals.seconds, 1e-9),
             "seconds": totals.all_seconds,
+            "step_seconds": totals.step_seconds,
             "weights": {name: sha256_of(name, parameter) for name, parameter in executor.parameters().items()},
         }
     )
 
 
-def _merged(job: Job, results: list[str], baseline: float) -> Result:
+def _merged(job: Job, results: list[str], baseline: float, measured: Sequence[Evaluation | None]) -> Result:
     ranks = [json.loads(result) for result in results]
     weights: dict[str, str] = {}
     for number, rank in enumerate(ranks):
@@ -124,14 +163,24 @@ def _merged(job: Job, results: list[str], baseline: float) -> Result:
             if weights.setdefault(name, digest) != digest:
                 raise MismatchError(f"rank {number} ends with another {name} than the other replicas of its stage")
     return Result(
-        loss=ranks[-1]["loss"],
+        loss=measured[-1].loss if ranks[-1]["loss"] is None and measured and measured[-1] else ranks[-1]["loss"],
         baseline_loss=baseline,
         samples_per_second=ranks[-1]["samples_per_second"],
         steps=job.spec.run.steps,
         seconds=max(rank["seconds"] for rank in ranks),
-        stages=[StageResult(**rank["stage"]) for rank in ranks],
+        stages=[_with_prediction(job, StageResult(**rank["stage"])) for rank in ranks],
         weights_sha256=hashlib.sha256("".join(weights[name] for name in sorted(weights)).encode()).hexdigest(),
+        step_seconds=ranks[-1]["step_seconds"],
+        predicted_step_seconds=job.plan.predicted.step_seconds if job.plan.predicted else None,
     )
+
+
+def _with_prediction(job: Job, found: StageResult) -> StageResult:
+    """A rank's result beside what the planner expected of its stage."""
+    if job.plan.predicted is None:
+        return found
+    seconds, memory = job.plan.predicted.stage_seconds[found.stage], job.plan.predicted.memory_bytes[found.stage]
+    return found.model_copy(update={"predicted_seconds": seconds, "predicted_memory_bytes": memory})
 
 
 def sha256_of(name: str, tensor: Tensor) -> str:

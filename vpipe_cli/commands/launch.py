@@ -8,45 +8,83 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vpipe_cli.commands import completing
+
 if TYPE_CHECKING:
+    from vpipe_cli.checkpoints import Checkpoint
     from vpipe_cli.launch import Launch
     from vpipe_cli.runs.store import Run
+    from worker.spec.cluster import ClusterSpec
 
 DEFAULT = "cluster.yml"
 
 
 def launch(
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[CLUSTER.YML] [KEY=VALUE]...", help=f"Default: {DEFAULT}.")
+        list[str] | None,
+        typer.Argument(
+            autocompletion=completing.settings, metavar="[CLUSTER.YML] [KEY=VALUE]...", help=f"Default: {DEFAULT}."
+        ),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once the run has started.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and touch nothing.")] = False,
     output: Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="The form to print.")] = "text",
+    origin: Annotated[
+        str | None, typer.Option("--from", metavar="RUN[@STEP]", help="Begin with a checkpoint of another run.")
+    ] = None,
 ) -> None:
     """Start the job of a cluster.yml and watch it. The run goes on when this command ends."""
     from vpipe_cli import config
 
     path, overrides = config.split(arguments or [])
-    resolved = _resolve(path, overrides)
+    resolved = resolve_spec(config.load(path, overrides), build=not dry_run)
+    begin(resolved, path, overrides, None, origin, detach, dry_run, output)
+
+
+def begin(
+    resolved: Launch,
+    path: Path,
+    overrides: list[str],
+    folder: Path | None,
+    origin: str | None,
+    detach: bool,
+    dry_run: bool,
+    output: str,
+) -> None:
+    """Start what was resolved from the file ``path``, with a checkpoint if ``origin`` names one, and watch it."""
+    checkpoint = checkpoint_of(origin, resolved) if origin else None
     if dry_run:
         _show(resolved, output)
         return
-    run = _start(resolved, path)
+    run = start(resolved, path, overrides, folder, checkpoint)
     if detach:
         _introduce(run, output)
     else:
         _watch(run, output)
 
 
-def _resolve(path: Path, overrides: list[str]) -> Launch:
-    from vpipe_cli import config, machines
+def checkpoint_of(origin: str, resolved: Launch) -> Checkpoint:
+    """The checkpoint to begin with; says which it is, and what will be another than it was."""
+    from vpipe_cli import checkpoints
+
+    found, passed = checkpoints.whole(origin)
+    changes = checkpoints.fit(found, resolved.job)
+    for line in [*passed, *checkpoints.told(found.name, changes)]:
+        typer.echo(line, err=True)
+    return found
+
+
+def resolve_spec(spec: ClusterSpec, build: bool = True) -> Launch:
+    """The launch of a job as a new run of this machine; its image is built if there is none and ``build`` says so."""
+    from vpipe_cli import machines
     from vpipe_cli.launch import Surroundings, resolve
     from vpipe_cli.runs.store import folder_of, new_id
+    from vpipe_cli.shipped import to_ship
     from worker.spec.files import RunFiles
 
-    spec = config.load(path, overrides)
-    run = new_id(spec.name)
-    return resolve(spec, run, RunFiles(folder_of(run)), machines.slots(spec.machines), Surroundings.here())
+    run = new_id(spec.name) if build else f"{spec.name}-00000000-000000-0000"  # alike whenever it is printed
+    slots, shipped = machines.slots(spec.machines), to_ship(spec, build)
+    return resolve(spec, run, RunFiles(folder_of(run)), slots, Surroundings.here(), shipped=shipped)
 
 
 def _show(resolved: Launch, output: str) -> None:
@@ -55,14 +93,19 @@ def _show(resolved: Launch, output: str) -> None:
     typer.echo(resolved.model_dump_json(indent=2) if output == "json" else describe(resolved))
 
 
-def _start(resolved: Launch, path: Path) -> Run:
-    from vpipe_cli import config
+def start(
+    resolved: Launch, path: Path, overrides: list[str], folder: Path | None, checkpoint: Checkpoint | None
+) -> Run:
+    from vpipe_cli import checkpoints, config, request
     from vpipe_cli.engines import ENGINES
     from vpipe_cli.runs.store import create
 
     text = config.read(path)
     ENGINES[resolved.job.spec.engine].check(resolved)
     run = create(resolved.run, resolved.job.spec.engine)
+    request.keep(run.files, path, overrides, folder)
+    if checkpoint:
+        checkpoints.give(checkpoint, run.files)
     ENGINES[run.engine].start(run, resolved, text)
     return run
 

@@ -8,11 +8,16 @@ from typing import Annotated, Literal
 
 import typer
 
+from vpipe_cli.commands import completing
+
 RUNS = "ids, names, or beginnings of ids, to compare several; default: the newest run of this folder"
 
 
 def report(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=RUNS, show_default=False)] = None,
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(autocompletion=completing.runs, metavar="[RUN]...", help=RUNS, show_default=False),
+    ] = None,
     file: Annotated[
         Path | None, typer.Option("-f", "--file", help="where to write; default: report.html in the first run's folder")
     ] = None,

@@ -8,11 +8,15 @@ from typing import Annotated, Literal
 
 import typer
 
+from vpipe_cli.commands import completing
+
 RUN = "id, name, or the beginning of an id; default: the newest run of this folder"
 
 
 def status(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help=RUN, show_default=False)] = None,
+    run: Annotated[
+        str | None, typer.Argument(autocompletion=completing.runs, metavar="[RUN]", help=RUN, show_default=False)
+    ] = None,
     output: Annotated[Literal["text", "json"], typer.Option("-o", "--output", help="what to print")] = "text",
 ) -> None:
     """Show how a run stands: its progress, its ranks, and in the end its numbers or who failed first."""

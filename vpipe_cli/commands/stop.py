@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from vpipe_cli.commands import completing
+
 RUN = "Id, name, or the beginning of an id. Default: the newest run of this folder."
 
 
 def stop(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help=RUN)] = None,
+    run: Annotated[str | None, typer.Argument(autocompletion=completing.runs, metavar="[RUN]", help=RUN)] = None,
     output: Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="The form to print.")] = "text",
 ) -> None:
     """End a run: its ranks are asked first, then forced. A run that has ended stays as it is."""

@@ -8,11 +8,15 @@ from typing import Annotated, Literal
 
 import typer
 
+from vpipe_cli.commands import completing
+
 RUN = "id, name, or the beginning of an id; default: the newest run of this folder"
 
 
 def trace(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help=RUN, show_default=False)] = None,
+    run: Annotated[
+        str | None, typer.Argument(autocompletion=completing.runs, metavar="[RUN]", help=RUN, show_default=False)
+    ] = None,
     file: Annotated[
         Path | None, typer.Option("-f", "--file", help="where to write; default: trace.json in the run's folder")
     ] = None,

@@ -74,7 +74,7 @@ def two_versions(stage: int, setting: Setting) -> Iterator[Action]:
     actions = _one_f_one_b(stage, minibatches, setting.warmup_of(stage))
     for action in _with_updates(actions, minibatches, size):
         if action.kind is Kind.FORWARD:
-            version = max(0, minibatches.index(action.minibatch) // size - 1)
+            version = max(0, setting.updates + minibatches.index(action.minibatch) // size - 1)
             yield Action(stage, Kind.FORWARD, action.minibatch, version)
         else:
             yield action

@@ -20,22 +20,41 @@ def minibatches_per_step(spec: ClusterSpec) -> int:
     return spec.pipeline.minibatches_per_step or 1
 
 
-def rank_actions(spec: ClusterSpec, plan: Plan, rank: int) -> Iterator[Action]:
-    """All Actions of one rank over the whole run. Raises ScheduleError where the schedule does not fit the job."""
+def segments(spec: ClusterSpec, start: int = 0) -> Iterator[range]:
+    """The steps from ``start`` to the end of the run, in pieces between which the pipeline stands empty.
+
+    Under BSP each step is one. Under ASP they end where checkpoints and evaluations are due, in every run that has any:
+    so a run that is resumed at a checkpoint does exactly what an undisturbed run does.
+    """
+    lengths = [1] if spec.pipeline.sync_mode == "bsp" else drain_periods(spec)
+    while start < spec.run.steps:
+        stop = min([spec.run.steps, *((start // length + 1) * length for length in lengths)])
+        yield range(start, stop)
+        start = stop
+
+
+def drain_periods(spec: ClusterSpec) -> list[int]:
+    """Every so many steps the pipeline must stand empty."""
+    return [every for every in (spec.checkpoint.every_steps, spec.evaluate.every_steps) if every is not None]
+
+
+def rank_actions(spec: ClusterSpec, plan: Plan, rank: int, start: int = 0) -> Iterator[Action]:
+    """All Actions of one rank from step ``start`` to the end of the run.
+
+    Raises ScheduleError where the schedule does not fit the job.
+    """
     per_step = minibatches_per_step(spec)
-    if spec.pipeline.sync_mode == "asp":
-        return _over(spec, plan, rank, range(spec.run.steps * per_step))
-    steps = (range(step * per_step, (step + 1) * per_step) for step in range(spec.run.steps))
-    return chain.from_iterable(_over(spec, plan, rank, step) for step in steps)
+    pieces = (range(steps.start * per_step, steps.stop * per_step) for steps in segments(spec, start))
+    return chain.from_iterable(_over(spec, plan, rank, minibatches) for minibatches in pieces)
 
 
-def stage_versions(spec: ClusterSpec, plan: Plan, stage: int) -> Iterator[tuple[int, int]]:
+def stage_versions(spec: ClusterSpec, plan: Plan, stage: int, start: int = 0) -> Iterator[tuple[int, int]]:
     """Minibatch and weight version of every forward of a stage, on all its replicas, in the order of minibatches.
 
-    A version is the number of updates in it.
+    A version is the number of updates in it, those before step ``start`` left out where the schedule names none.
     """
     replicas = [
-        _forward_versions(action for action in rank_actions(spec, plan, rank) if action.stage == stage)
+        _forward_versions(action for action in rank_actions(spec, plan, rank, start) if action.stage == stage)
         for rank in plan.ranks_of(stage)
     ]
     for replica in cycle(replicas):
@@ -82,14 +101,15 @@ def prove(spec: ClusterSpec, plan: Plan) -> None:
 
 
 def _over(spec: ClusterSpec, plan: Plan, rank: int, minibatches: range) -> Iterator[Action]:
-    """The Actions of one rank over ``minibatches``: one step under BSP, the whole stream under ASP.
+    """The Actions of one rank over ``minibatches``: one step under BSP, a stream from fill to drain under ASP.
 
-    A replica has every R-th minibatch, and updates when all of its stage do: under ASP after every R minibatches.
+    A replica has every R-th minibatch, and updates when all of its stage do: under ASP after every R minibatches,
+    counted from the first.
     """
     pipeline, stage = spec.pipeline, plan.stages_of(rank)[0]
     ranks = plan.ranks_of(stage)
-    replica, last = ranks.index(rank), minibatches.stop - 1
-    own = range(minibatches.start + (replica - minibatches.start) % len(ranks), minibatches.stop, len(ranks))
+    replica, first, last = ranks.index(rank), minibatches.start, minibatches.stop - 1
+    own = range(first + (replica - first) % len(ranks), minibatches.stop, len(ranks))
     setting = Setting(
         stages=plan.stages // plan.chunks,
         minibatches=own,
@@ -98,12 +118,14 @@ def _over(spec: ClusterSpec, plan: Plan, rank: int, minibatches: range) -> Itera
         warmup=(plan.ranks - 1 - ranks.start) // len(ranks) if max(plan.replicas) > 1 else None,
         chunks=plan.chunks,
         per_update=minibatches_per_step(spec),
+        updates=first // minibatches_per_step(spec),
     )
     generate = generator(pipeline.schedule, pipeline.sync_mode, plan.chunks)
     end = -1
     for action in generate(stage, setting) if own else ():
         if action.kind is Kind.UPDATE:
-            end = last if pipeline.sync_mode == "bsp" else min(last, action.minibatch - replica + len(ranks) - 1)
+            group = (action.minibatch - first) // len(ranks)
+            end = last if pipeline.sync_mode == "bsp" else min(last, first + (group + 1) * len(ranks) - 1)
             action = replace(action, minibatch=end)
         yield action
     if end != last:  # a replica without a minibatch takes part in the update all the same

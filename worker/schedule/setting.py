@@ -31,6 +31,7 @@ class Setting:
         per_update: under ASP, a rank's minibatches between two updates where the schedule accumulates; None: stages.
         times: per stage, for a schedule that is searched; None: all equal.
         hop: time a tensor needs from one rank to the next, in the unit of ``times``.
+        updates: updates before the first of ``minibatches``, for schedules that say which weights a forward uses.
         weight_share: share of a minibatch's activations that only its WEIGHT_GRAD sets free.
     Raises:
         ScheduleError: if a count is less than 1.
@@ -45,6 +46,7 @@ class Setting:
     times: tuple[Times, ...] | None = None
     hop: float = 0.0
     weight_share: float = 1.0
+    updates: int = 0
 
     def __post_init__(self) -> None:
         for name in ("stages", "in_flight", "chunks", "per_update"):

@@ -15,11 +15,14 @@ from worker.spec.checkpoint import CheckpointSpec
 from worker.spec.container import ContainerSpec
 from worker.spec.data import AnyData
 from worker.spec.data import DataSpec as DataSpec
+from worker.spec.evaluate import EvaluateSpec
 from worker.spec.model import BertSpec as BertSpec
 from worker.spec.model import HfSpec, ModelSpec, Task
+from worker.spec.planner import PlannerSpec
 from worker.spec.section import Count, Misfit, Positive, Probability, Ratio, listed
 from worker.spec.section import Misfits as Misfits
 from worker.spec.section import Section as Section
+from worker.spec.slurm import SlurmSpec
 from worker.spec.ssh import SshSpec
 
 SYNC_MODES = {
@@ -42,9 +45,10 @@ class PipelineSpec(Section):
     partition: Literal["auto"] | list[Count] = Field(
         "auto", description="layers per stage, or auto to balance their cost"
     )
-    recompute_ratio: Ratio | list[Ratio] = Field(
+    recompute_ratio: Literal["auto"] | Ratio | list[Ratio] = Field(
         0.0,
-        description="share of a stage's layers, from its end, whose activations are recomputed; or one per stage",
+        description="share of a stage's layers, from its end, whose activations are recomputed; or one per stage; "
+        "auto: as few as memory asks for",
     )
     sync_mode: Literal["asp", "bsp"] = Field(
         "asp", description="asp: update after every backward, with weight stashing; bsp: flush, then update"
@@ -76,7 +80,7 @@ class PipelineSpec(Section):
             message = f"needs schedule {', '.join(REPLICATED)}; {self.schedule} runs one rank per stage"
             yield Misfit(message, ("replicas", "schedule"))
         ratios = self.recompute_ratio if isinstance(self.recompute_ratio, list) else [self.recompute_ratio]
-        if self.schedule == "accumulate" and any(ratios):
+        if self.schedule == "accumulate" and any(ratio != "auto" and ratio for ratio in ratios):
             message = "needs another schedule: under accumulate a layer would be recomputed with newer weights"
             yield Misfit(message, ("recompute_ratio",))
         if self.in_flight != "auto" and self.schedule == "none":
@@ -164,11 +168,11 @@ class OptimizerSpec(Section):
 class TraceSpec(Section):
     """Which steps are recorded span by span, for ``vpipe trace`` and ``vpipe report``."""
 
-    steps: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+    window: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
         "auto",
         description="steps recorded at a time; auto: 2, or 8 times the stages where a step is one minibatch; 0: none",
     )
-    every_steps: Literal["auto"] | Count = Field(
+    interval: Literal["auto"] | Count = Field(
         "auto", description="steps from one recording to the next; auto: a twentieth of the run, at least 100"
     )
 
@@ -183,6 +187,9 @@ class RunSpec(Section):
     threads: Literal["auto"] | Count = Field("auto", description="threads per rank; auto: cores divided by ranks")
     stall_timeout: Positive = Field(60.0, description="seconds without progress of any rank until the run is stuck")
     start_timeout: Positive = Field(600.0, description="seconds for all ranks to be ready, data preparation included")
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop", description="a loss or gradient that is not finite: stop ends the run, skip leaves the update out"
+    )
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="new attempts after one that failed, each from the newest checkpoint"
     )
@@ -203,14 +210,15 @@ class ClusterSpec(Section):
         description='devices in rank order: "cpu*2" is two CPU slots here, "localhost:0,1" two GPUs here, '
         '"gpu[1-2]:0-3" four GPUs on each of two machines that SSH reaches'
     )
-    engine: Literal["local", "ssh"] = Field(
+    engine: Literal["local", "ssh", "slurm"] = Field(
         "local",
-        description="where ranks run: local, as processes on this machine; ssh, on machines that SSH reaches; "
-        "default: ssh where machines names another machine",
+        description="where ranks run: local, as processes on this machine; ssh, on machines that SSH reaches; slurm, "
+        "as a job of Slurm; default: ssh where machines names another machine",
     )
     ssh: SshSpec = Field(default_factory=SshSpec, description="how other machines are reached; default: as ssh does")
+    slurm: SlurmSpec = Field(default_factory=SlurmSpec, description="what the job asks Slurm for")
     python: Annotated[str, Field(min_length=1)] = Field(
-        "python3", description="ssh without container: the interpreter of the ranks, one that has torch"
+        "python3", description="ssh and slurm without container: the interpreter of the ranks, one that has torch"
     )
     container: ContainerSpec | None = Field(
         None, description="the image that ranks run in; default: none, they run in the Python of each machine"
@@ -218,6 +226,7 @@ class ClusterSpec(Section):
     model: ModelSpec = Field(default_factory=BertSpec, description="what to train")
     data: AnyData = Field(default_factory=DataSpec, description="what to train it on")
     pipeline: PipelineSpec = Field(default_factory=PipelineSpec, description="how it is cut and scheduled")
+    planner: PlannerSpec = Field(default_factory=PlannerSpec, description="what `auto` in pipeline is worked out from")
     optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec, description="how it is updated")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="fp32, or 16 bits in layers and between them with fp32 weights; fp16 scales its gradients"
@@ -226,6 +235,7 @@ class ClusterSpec(Section):
         default_factory=CheckpointSpec, description="when the run is saved, and how much of it is kept"
     )
     trace: TraceSpec = Field(default_factory=TraceSpec, description="which steps are recorded span by span")
+    evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="when it is measured, and on what")
     run: RunSpec = Field(default_factory=RunSpec, description="how long, which seed, which limits")
 
     def misfits(self) -> Iterator[Misfit]:

@@ -83,9 +83,39 @@ class RunFiles:
         return self.folder / "request.json"
 
     @property
+    def slurm(self) -> Path:
+        """Of a run on Slurm: its job, and what the steps inside the allocation must know."""
+        return self.folder / "slurm.json"
+
+    @property
+    def slurm_script(self) -> Path:
+        """What sbatch was given."""
+        return self.folder / "slurm.sh"
+
+    @property
+    def slurm_log(self) -> Path:
+        """What the script, srun and every hostd before its own log had to say."""
+        return self.folder / "slurm.log"
+
+    @property
+    def queue(self) -> Path:
+        """How Slurm said the job stands, when it was last asked."""
+        return self.folder / "queue.json"
+
+    @property
+    def preempt(self) -> Path:
+        """Exists once Slurm has said that the allocation ends soon: the run is to be saved and to leave."""
+        return self.folder / "preempt"
+
+    @property
     def hosts(self) -> Path:
         """Of a run on other hosts: its folder on each, by host, the head's first."""
         return self.folder / "hosts.json"
+
+    @property
+    def notes(self) -> Path:
+        """What people wrote about the run, on the machine it was launched from."""
+        return self.folder / "notes.jsonl"
 
     def attempt(self, attempt: int) -> Path:
         """The folder of one attempt, counted from 1."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,15 @@ from worker.spec.cluster import ClusterSpec, Section
 SCHEMA = 1
 
 
+class Predicted(Section):
+    """What the planner expects of a plan, from measured layers: seconds of a step, and of each stage its numbers."""
+
+    step_seconds: float
+    lower_bound_seconds: float = Field(description="no plan could be below")
+    stage_seconds: list[float] = Field(description="busy seconds per minibatch of a rank, updates included")
+    memory_bytes: list[int] = Field(description="of a rank at its peak")
+
+
 class Plan(Section):
     """Which layers run where, and how much of each stage is recomputed."""
 
@@ -21,6 +31,7 @@ class Plan(Section):
     reason: str = Field(description="who chose the partition, and by which cost")
     replicas: list[int] = Field(description="ranks per stage; default one each")
     chunks: int = Field(1, description="stages per rank: stage s is on rank s modulo the number of ranks")
+    predicted: Predicted | None = Field(None, description="where layers were measured")
 
     @model_validator(mode="before")
     @classmethod
@@ -84,6 +95,7 @@ class Job(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+@cache
 def code_digest() -> str:
     """SHA-256 over the worker's source files, as hex: two ranks with other code must not train together."""
     root = Path(__file__).resolve().parent.parent

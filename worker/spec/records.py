@@ -9,7 +9,17 @@ from pydantic import Field
 from worker.spec.cluster import Section
 
 State = Literal[
-    "planning", "shipping", "starting", "running", "restarting", "succeeded", "failed", "stopped", "lost", "unknown"
+    "planning",
+    "shipping",
+    "pending",
+    "starting",
+    "running",
+    "restarting",
+    "succeeded",
+    "failed",
+    "stopped",
+    "lost",
+    "unknown",
 ]
 FINAL: frozenset[State] = frozenset({"succeeded", "failed", "stopped", "lost"})
 """States that never change."""
@@ -49,6 +59,7 @@ class RankExit(Section):
     ended_by_us: bool = Field(description="hostd ended it because the run was over")
     cause: str = Field(description="one line for the user")
     consequence: bool = Field(False, description="the rank itself says another rank's end was the reason")
+    permanent: bool = Field(False, description="the rank itself says that a restart would end the same way")
     step: int | None = None
     last_lines: list[str] = Field(default_factory=list)
 
@@ -62,6 +73,33 @@ class StageResult(Section):
     stage_seconds: float = Field(description="mean busy seconds per minibatch: forward, backward, update")
     idle_share: float = Field(description="share of the wall time after the first step in which the stage was not busy")
     peak_memory_bytes: int
+    predicted_seconds: float | None = Field(None, description="what the planner expected of stage_seconds")
+    predicted_memory_bytes: int | None = Field(None, description="what it expected of peak_memory_bytes")
+
+
+class Evaluation(Section):
+    """What one evaluation found; also an event of the run."""
+
+    step: int = Field(description="steps done before it")
+    minibatches: int
+    targets: int = Field(description="what was to be predicted: tokens or pictures")
+    loss: float = Field(description="mean over the targets, in nats; of the first loss term")
+    losses: dict[str, float] = Field(description="all loss terms by name")
+    perplexity: float | None = Field(None, description="of text: e to the loss")
+    accuracy: float | None = Field(None, description="share of the targets that were the likeliest (top-1)")
+    top5: float | None = Field(None, description="share of the targets that were among the five likeliest")
+    bleu: float | None = Field(None, description="of translations, where they were asked for")
+    held_out: str | None = Field(None, description="the data it is of; None: the training data")
+
+    def __str__(self) -> str:
+        """In one line for people."""
+        parts = [f"loss {self.loss:.4f}"]
+        parts += [f"perplexity {self.perplexity:.2f}"] if self.perplexity is not None else []
+        parts += [f"accuracy {100 * self.accuracy:.2f} %"] if self.accuracy is not None else []
+        parts += [f"top-5 {100 * self.top5:.2f} %"] if self.top5 is not None else []
+        parts += [f"BLEU {self.bleu:.2f}"] if self.bleu is not None else []
+        where = self.held_out or "the training data"
+        return f"step {self.step}: {', '.join(parts)} ({self.targets} targets of {where})"
 
 
 class Result(Section):
@@ -75,3 +113,5 @@ class Result(Section):
     seconds: float
     stages: list[StageResult]
     weights_sha256: str = Field(description="one digest over all parameters by full name, whatever the partition")
+    step_seconds: float | None = Field(None, description="mean wall time of a step, the first left out")
+    predicted_step_seconds: float | None = Field(None, description="what the planner expected of it")
