@@ -54,7 +54,7 @@ def read(run: Run, job: Job) -> list[RankTrace]:
     found = [_rank(run, rank.rank, rank.host) for rank in job.ranks]
     begins = [span.begin for trace in found for span in trace.spans]
     if not begins:
-        hint = f"`vpipe status {run.id}` says how far it is; `trace.steps: 0` in its cluster.yml turns recording off"
+        hint = f"`vpipe status {run.id}` says how far it is; `trace.window: 0` in its cluster.yml turns recording off"
         raise NotFinished(f"run {run.id} has recorded no step yet", hint)
     first = min(begins)
     for trace in found:
