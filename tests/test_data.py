@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tests.texts import BATCH, LENGTH, VOCABULARY, source_of, spec_of, write_text
 from worker.data import signature
-from worker.data.base import IGNORED, Minibatch
-from worker.data.masked_lm import _entropy, _windows
+from worker.data.base import IGNORED, Minibatch, entropy
+from worker.data.masked_lm import _windows
 from worker.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
 
 
@@ -161,10 +161,10 @@ def test_swapped_passages_are_labelled(text: Path, cache: Path) -> None:
 
 
 def test_baseline_is_the_entropy_of_the_targets(text: Path, cache: Path) -> None:
-    assert _entropy(np.array([0, 5, 5, 5, 5])) == pytest.approx(math.log(4))
+    assert entropy(np.array([0, 5, 5, 5, 5])) == pytest.approx(math.log(4))
     source = source_of(spec_of(text, minibatch_size=64), cache)
     labels = torch.cat([source.minibatch(number).targets["labels"].flatten() for number in range(100)])
-    assert _entropy(np.bincount(labels[labels != IGNORED])) == pytest.approx(source.baseline_loss, abs=0.05)
+    assert entropy(np.bincount(labels[labels != IGNORED])) == pytest.approx(source.baseline_loss, abs=0.05)
     with_order = source_of(spec_of(text, sentence_order=True), cache)
     assert with_order.baseline_loss == source.baseline_loss
 

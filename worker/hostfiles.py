@@ -9,9 +9,11 @@ Requests, by ``op``:
 where   -> ``root`` (where vpipe keeps everything), ``address`` (the one this connection came in by, or empty),
            ``home``, ``name``
 towards ``peer`` -> ``address``, its own one that leads there
-sync    ``folder, ranks, host, top, have, only`` -> ``files`` [name, kind, offset, size, mark], ``more``, ``alive``;
+sync    ``folder, ranks, host, top, have, only, logs`` -> ``files`` [name, kind, offset, size, mark], ``more``, ``alive``;
            their bytes follow in order. ``have`` is what the client has: the size of files that only grow, the ``mark``
-           of others. ``top`` asks for the files of the run itself, which the head keeps; ``only`` for these names alone
+           of others. ``top`` asks for the files of the run itself, which the head keeps; ``only`` for these names
+           alone; ``logs`` false leaves out those of the ranks. A file of the kind ``skips`` grows, and has a hole
+           between what the client has and ``offset``
 write   ``files`` {path: text} -> writes each whole and durably, mode 0600; folders 0700
 have    ``paths`` -> ``there``, those that exist
 start   ``argv, input, limit`` (seconds) -> ``code, out, err`` of a command that ends by itself
@@ -64,15 +66,17 @@ def sync(request: Dict[str, Any]) -> Answer:
     lock = os.path.join(folder, f"alive-{request['host']}.lock")
     alive = is_locked(lock)  # before reading: what was written before the end is then read
     files, pieces, left = [], [], PER_ANSWER
-    more = False
+    more, logs = False, request.get("logs", True)
     for name in names(folder, request["ranks"], request["host"], request["top"]):
-        if only is not None and name not in only:
+        if (only is not None and name not in only) or (not logs and is_log(name)):
             continue
-        found = news(os.path.join(folder, name), have.get(name), min(PER_FILE, left))
+        had = have.get(name)
+        found = news(os.path.join(folder, name), had, min(PER_FILE, left))
         if found is None:
             continue
         offset, data, mark, rest = found
-        files.append([name, "grows" if name.endswith(GROWS) else "whole", offset, len(data), mark])
+        kind = "whole" if not name.endswith(GROWS) else "skips" if offset > (had or 0) else "grows"
+        files.append([name, kind, offset, len(data), mark])
         pieces.append(data)
         left -= len(data)
         more = more or rest
@@ -96,6 +100,11 @@ def names(folder: str, ranks: List[int], host: str, top: bool) -> Iterator[str]:
                 yield from (f"{name}/{file}" for file in sorted(os.listdir(path)) if file.startswith(beginning))
 
 
+def is_log(name: str) -> bool:
+    """Whether it is what a rank printed, of which there may be gigabytes."""
+    return "/" in name and name.endswith(".log")
+
+
 def _public(name: str) -> bool:
     return name not in PRIVATE and not name.startswith((".", "launch-", "end-"))
 
@@ -111,6 +120,7 @@ def news(path: str, had: Any, limit: int) -> Optional[Tuple[int, bytes, Any, boo
                 offset = had if isinstance(had, int) else 0
                 if state.st_size <= offset:
                     return None
+                offset = data_from(file.fileno(), offset, state.st_size)
                 file.seek(offset)
                 data = file.read(limit)
                 return offset, data, offset + len(data), state.st_size > offset + len(data)
@@ -118,6 +128,14 @@ def news(path: str, had: Any, limit: int) -> Optional[Tuple[int, bytes, Any, boo
             return None if mark == had else (0, file.read(), mark, False)
     except OSError:  # gone between two looks, or no plain file
         return None
+
+
+def data_from(fd: int, offset: int, size: int) -> int:
+    """``offset``, or the end of the hole that it is in: a log over its limit has one."""
+    try:
+        return min(size, os.lseek(fd, offset, os.SEEK_DATA))
+    except OSError:
+        return offset
 
 
 def is_locked(path: str) -> bool:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 IGNORED = -100
 """Label where nothing is to be predicted."""
@@ -65,3 +67,9 @@ class Source(Protocol):
     def minibatch(self, number: int) -> Minibatch:
         """Minibatch ``number`` >= 0: the same tensors whenever and wherever it is asked for."""
         ...
+
+
+def entropy(counts: NDArray[np.int64]) -> float:
+    """In nats: the mean loss of always predicting by these frequencies."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())

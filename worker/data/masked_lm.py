@@ -2,21 +2,20 @@
 
 An example is a window of one document, cut in two at random: ``[CLS] A [SEP] B [SEP]``. A window is as long as fits, so
 only documents shorter than that are padded; the last window of a document reaches back into the one before. With
-``model.sentence_order`` the passages of half of the examples are swapped.
-
-Everything random is drawn from a Philox stream of its own, keyed by the seed and counted by example and epoch, so that
-minibatch k needs nothing of minibatch k - 1. Only raw bits are taken: NumPy promises that those never change.
+``model.sentence_order`` the passages of half of the examples are swapped; for ``bert-nsp`` half of the second passages
+come from elsewhere.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worker.data.base import IGNORED, Minibatch, Signature
+from worker.data.base import IGNORED, Minibatch, Signature, entropy
+from worker.data.order import EXAMPLE, Order, random_words
 from worker.data.store import TokenisedCorpus
 from worker.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_TOKENS
 from worker.errors import DataError
@@ -25,8 +24,8 @@ from worker.spec.cluster import DataSpec
 FRAME = 3
 """Tokens of a sequence that are no text: [CLS], [SEP], [SEP]."""
 
-ORDER, MASKS = 0, 1
-"""The streams of random numbers: the order of an epoch, and what happens to one example."""
+Pairs = Literal["order", "next"]
+"""Second loss: are the passages in order, or does the second one follow the first."""
 
 
 class MaskedLM:
@@ -35,7 +34,7 @@ class MaskedLM:
     Args:
         corpus: what to read.
         spec: sizes and the share of tokens to predict.
-        sentence_order: also swap passages and give ``order_labels``.
+        pairs: also swap passages, or exchange second ones, and give ``order_labels``: 1 where that was done.
         seed: fixes order, cuts and masks.
         signature: what minibatches look like.
 
@@ -44,7 +43,7 @@ class MaskedLM:
     """
 
     def __init__(
-        self, corpus: TokenisedCorpus, spec: DataSpec, sentence_order: bool, seed: int, signature: Signature
+        self, corpus: TokenisedCorpus, spec: DataSpec, pairs: Pairs | None, seed: int, signature: Signature
     ) -> None:
         room = spec.sequence_length - FRAME
         if len(corpus.tokens) < room:
@@ -58,13 +57,14 @@ class MaskedLM:
                 f"no document has two tokens, of {len(corpus.bounds) - 1}", "join short texts into one file"
             )
         self.signature = signature
-        self.baseline_loss = _entropy(corpus.counts)
+        self.baseline_loss = entropy(corpus.counts)
+        self.skipped = corpus.skipped
         self._tokens = corpus.tokens
         self._words = len(corpus.counts) - len(SPECIAL_TOKENS)
         self._spec = spec
-        self._sentence_order = sentence_order
+        self._pairs = pairs
         self._seed = seed
-        self._order = lru_cache(maxsize=2)(self._epoch_order)
+        self._order = Order(seed, len(self), spec.minibatch_size)
 
     def __len__(self) -> int:
         """Examples per epoch."""
@@ -78,15 +78,20 @@ class MaskedLM:
         swapped = np.zeros(size, dtype=np.int64)
         lengths = np.zeros(size, dtype=np.int64)
         draws = np.empty((size, 3, length), dtype=np.uint64)
-        for row in range(size):
-            epoch, place = divmod(number * size + row, len(self))
-            example = int(self._order(epoch)[place])
-            bits = _bits(self._seed, MASKS, example, epoch, 3 * length + 2)
-            draws[row] = bits[2:].reshape(3, length)
-            window = self._tokens[self._starts[example] :][: self._lengths[example]]
-            swapped[row] = self._sentence_order and bits[1] >> np.uint64(63)
-            lengths[row] = len(window)
-            _lay_out(ids[row], segments[row], window, _cut(len(window), int(bits[0])), bool(swapped[row]))
+        for row, (example, epoch) in enumerate(self._order.rows(number)):
+            bits = random_words(self._seed, EXAMPLE, example, epoch, 3 * length + 3)
+            draws[row] = bits[2:-1].reshape(3, length)
+            window = self._window(example)
+            cut = _cut(len(window), int(bits[0]))
+            swapped[row] = self._pairs is not None and bits[1] >> np.uint64(63)
+            first, second = window[:cut], window[cut:]
+            if swapped[row] and self._pairs == "order":
+                first, second = second, first
+            elif swapped[row]:
+                other = self._window(int(bits[-1]) % len(self))
+                second = other[-len(second) :]
+            lengths[row] = len(first) + len(second)
+            _lay_out(ids[row], segments[row], first, second)
         real = np.arange(length) < (lengths + FRAME)[:, None]
         labels = self._mask(ids, real, lengths, draws)
         if self._spec.variable:
@@ -94,6 +99,10 @@ class MaskedLM:
             ids, segments, labels = (array[:, :longest].copy() for array in (ids, segments, labels))
             real = real[:, :longest].copy()
         return self._assemble(ids, segments, real, labels, swapped)
+
+    def _window(self, example: int) -> NDArray[np.integer]:
+        start = self._starts[example]
+        return self._tokens[start : start + self._lengths[example]]
 
     def _mask(
         self,
@@ -129,7 +138,7 @@ class MaskedLM:
         inputs = {"input_ids": ids, "segment_ids": segments, "attention_mask": real}
         targets = {"labels": labels}
         counts = [int((labels != IGNORED).sum())]
-        if self._sentence_order:
+        if self._pairs:
             targets["order_labels"] = swapped
             counts.append(len(swapped))
         return Minibatch(
@@ -137,17 +146,6 @@ class MaskedLM:
             {name: torch.from_numpy(array) for name, array in targets.items()},
             tuple(counts),
         )
-
-    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
-        """Which example comes at each place of an epoch: every one once."""
-        return np.argsort(_bits(self._seed, ORDER, 0, epoch, len(self)), kind="stable")
-
-
-def _bits(seed: int, stream: int, example: int, epoch: int, count: int) -> NDArray[np.uint64]:
-    """``count`` random words of 64 bits that belong to this seed, stream, example and epoch alone."""
-    key = np.array([seed, stream], dtype=np.uint64)
-    counter = np.array([0, example, epoch, 0], dtype=np.uint64)
-    return np.random.Philox(key=key, counter=counter).random_raw(count)
 
 
 def _cut(length: int, bits: int) -> int:
@@ -157,11 +155,10 @@ def _cut(length: int, bits: int) -> int:
 
 
 def _lay_out(
-    ids: NDArray[np.int64], segments: NDArray[np.int64], window: NDArray[np.integer], cut: int, swap: bool
+    ids: NDArray[np.int64], segments: NDArray[np.int64], first: NDArray[np.integer], second: NDArray[np.integer]
 ) -> None:
     """Fill one row of ``ids`` and ``segments``."""
-    first, second = (window[cut:], window[:cut]) if swap else (window[:cut], window[cut:])
-    middle, end = len(first) + 1, len(window) + 2
+    middle, end = len(first) + 1, len(first) + len(second) + 2
     ids[0], ids[middle], ids[end] = CLS, SEP, SEP
     ids[1:middle] = first
     ids[middle + 1 : end] = second
@@ -177,9 +174,3 @@ def _windows(bounds: NDArray[np.int64], room: int) -> tuple[NDArray[np.int64], N
     place = np.arange(windows.sum()) - np.repeat(np.cumsum(windows) - windows, windows)
     latest = np.repeat(np.maximum(lengths - room, 0), windows)
     return np.repeat(starts, windows) + np.minimum(place * room, latest), np.repeat(np.minimum(lengths, room), windows)
-
-
-def _entropy(counts: NDArray[np.int64]) -> float:
-    """In nats: the mean loss of always predicting by these frequencies."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())

@@ -34,6 +34,7 @@ PIECE_CHARACTERS = 1 << 20
 """Longer documents are encoded piece by piece, cut before a line break: the library needs 100 bytes for a character."""
 
 TOKENS, BOUNDS, COUNTS, TOKENIZER, HASHES = "tokens.npy", "bounds.npy", "counts.npy", "tokenizer.json", "sha256.json"
+SKIPPED = "skipped"
 
 
 @dataclass(frozen=True)
@@ -41,25 +42,61 @@ class TokenisedCorpus:
     """All documents end to end.
 
     ``tokens`` are uint16, or int32 for a vocabulary beyond that; document ``i`` is ``tokens[bounds[i]:bounds[i + 1]]``;
-    ``counts[t]`` is how often token ``t`` occurs, with one entry for each token of the vocabulary.
+    ``counts[t]`` is how often token ``t`` occurs, with one entry for each token of the vocabulary. ``separate`` says
+    whether documents still need something between them; ``skipped`` counts records that were left out.
     """
 
-    tokens: NDArray[np.integer]
+    tokens: NDArray[np.integer] | Shards
     bounds: NDArray[np.int64]
     counts: NDArray[np.int64]
+    separate: bool = True
+    skipped: int = 0
 
 
-def open_tokenised(corpus: Corpus, vocab_size: int, cache: Path) -> TokenisedCorpus:
+class Shards:
+    """Several arrays end to end, read by slices."""
+
+    def __init__(self, parts: list[NDArray[np.integer]]) -> None:
+        self._parts = parts
+        self.bounds = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+
+    def __len__(self) -> int:
+        return int(self.bounds[-1])
+
+    def __getitem__(self, wanted: slice) -> NDArray[np.int64]:
+        start, stop, _ = wanted.indices(len(self))
+        first, last = np.searchsorted(self.bounds, (start, max(start, stop - 1)), side="right") - 1
+        pieces = [
+            self._parts[part][max(0, start - self.bounds[part]) : max(0, stop - self.bounds[part])]
+            for part in range(first, min(last, len(self._parts) - 1) + 1)
+        ]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *pieces])
+
+
+def tokenizer_json(corpus: Corpus, vocab_size: int, cache: Path) -> str:
+    """The tokenizer that was trained on ``corpus``, as its own JSON; prepared if need be. Raises as open_tokenised."""
+    open_tokenised(corpus, vocab_size, cache)
+    return (_folder(corpus, corpus.digest(), vocab_size, cache, None) / TOKENIZER).read_text(encoding="utf-8")
+
+
+def _folder(corpus: Corpus, digest: str, vocab_size: int, cache: Path, tokenizer: str | None) -> Path:
+    settings = f"{FORMAT} {digest} {vocab_size} {text.WORDS} {text.TRAINING_CHARACTERS} {tokenizers.__version__}"
+    settings += f" {tokenizer}" if tokenizer else ""
+    return cache / f"{corpus.name}-{hashlib.sha256(settings.encode()).hexdigest()[:32]}"
+
+
+def open_tokenised(corpus: Corpus, vocab_size: int, cache: Path, tokenizer: str | None = None) -> TokenisedCorpus:
     """The tokenised corpus from the cache, prepared there first if need be. Prints its progress.
 
     Preparing holds the whole text in memory; reading what was prepared holds nothing.
 
+    Args:
+        tokenizer: as JSON, in place of one trained on the corpus.
     Raises:
         DataError: the text cannot be read, or nothing can be written to ``cache``.
     """
     digest = corpus.digest()
-    settings = f"{FORMAT} {digest} {vocab_size} {text.WORDS} {text.TRAINING_CHARACTERS} {tokenizers.__version__}"
-    folder = cache / f"{corpus.name}-{hashlib.sha256(settings.encode()).hexdigest()[:32]}"
+    folder = _folder(corpus, digest, vocab_size, cache, tokenizer)
     if folder.exists():
         try:
             return _load(folder)
@@ -67,7 +104,7 @@ def open_tokenised(corpus: Corpus, vocab_size: int, cache: Path) -> TokenisedCor
             print(f"data: {folder} is damaged: preparing it again", flush=True)
             shutil.rmtree(folder, ignore_errors=True)
     try:
-        return _prepare(corpus, digest, vocab_size, folder)
+        return _prepare(corpus, digest, vocab_size, folder, tokenizer)
     except OSError as error:
         raise DataError(
             f"cannot keep the tokenised corpus below {cache}: {error.strerror or error}",
@@ -82,22 +119,23 @@ def _load(folder: Path) -> TokenisedCorpus:
         if _hash(folder / name) != hashes[name]:
             raise ValueError(f"{name} is altered")
     tokens, bounds, counts = (np.load(folder / name, mmap_mode="r") for name in (TOKENS, BOUNDS, COUNTS))
-    return TokenisedCorpus(tokens, bounds, counts)
+    return TokenisedCorpus(tokens, bounds, counts, skipped=int(hashes.get(SKIPPED, 0)))
 
 
-def _prepare(corpus: Corpus, digest: str, vocab_size: int, folder: Path) -> TokenisedCorpus:
+def _prepare(corpus: Corpus, digest: str, vocab_size: int, folder: Path, tokenizer: str | None) -> TokenisedCorpus:
     started = time.monotonic()
     pieces, owners = _pieces(corpus)
     characters = sum(map(len, pieces))
-    print(f"data: {len(corpus.files)} files, {characters / 1e6:.1f} M characters: training the tokenizer", flush=True)
-    trained = text.train(pieces, vocab_size)
+    how = "training the tokenizer" if tokenizer is None else "with the tokenizer of the training data"
+    print(f"data: {len(corpus.files)} files, {characters / 1e6:.1f} M characters: {how}", flush=True)
+    trained = text.train(pieces, vocab_size) if tokenizer is None else Tokenizer.from_str(tokenizer)
     tokens, bounds, counts = _encode(trained, pieces, owners)
     if corpus.digest() != digest:
         raise DataError(f"files below {corpus.root} changed while they were read", "start again when they are at rest")
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write(aside, trained, tokens, bounds, counts)
+        _write(aside, trained, tokens, bounds, counts, corpus.bad.count)
         loaded = _load(aside)
         with suppress(OSError):  # another run was first with the same; what is mapped stays, even unlinked
             os.rename(aside, folder)
@@ -155,6 +193,7 @@ def _write(
     tokens: NDArray[np.integer],
     bounds: NDArray[np.int64],
     counts: NDArray[np.int64],
+    skipped: int,
 ) -> None:
     for name, values in ((TOKENS, tokens), (BOUNDS, bounds), (COUNTS, counts)):
         with _create(folder / name) as file:
@@ -163,7 +202,7 @@ def _write(
         file.write(tokenizer.to_str().encode())
     hashes = {name: _hash(folder / name) for name in (TOKENS, BOUNDS, COUNTS, TOKENIZER)}
     with _create(folder / HASHES) as file:
-        file.write(json.dumps(hashes).encode())
+        file.write(json.dumps({**hashes, **({SKIPPED: skipped} if skipped else {})}).encode())
 
 
 def _create(path: Path) -> IO[bytes]:

@@ -24,6 +24,7 @@ class Attempt:
         self._ready: Set[int] = set()
         self._ended: Set[int] = set()
         self._failures: List[Failure] = []
+        self._finished: List[Failure] = []
         self.moves = Moves()
 
     def ready(self, rank: int) -> bool:
@@ -43,6 +44,8 @@ class Attempt:
         if bad:
             own = not record["ended_by_us"] and not record["consequence"]
             self._failures.append({**record, "own": own})
+        else:
+            self._finished.append(record)
         return bad
 
     def lost(self, host: str, reason: str) -> None:
@@ -64,8 +67,13 @@ class Attempt:
 
     @property
     def first(self) -> Optional[Failure]:
-        """The first to fail by itself, or else the first to fail; by when the head heard of it."""
+        """The first to fail by itself, or else the first to fail; by when the head heard of it.
+
+        Where all that failed blame another, and one had ended with status 0 before, that one had left too early.
+        """
         own = [failure for failure in self._failures if failure["own"]]
+        if self._failures and not own and self._finished:
+            return {**self._finished[0], "cause": "exit status 0 before the run was over: what ended it?", "own": True}
         found = own or self._failures
         return found[0] if found else None
 

@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import torch
 from torch import nn
 
+from worker.data import signature
 from worker.errors import ModelError
-from worker.models import bert
+from worker.models import bert as bert
 from worker.models.base import Layer, Model
 from worker.rng import key
 from worker.spec.cluster import ClusterSpec
+from worker.spec.model import (
+    BertSpec,
+    EntrySpec,
+    GnmtSpec,
+    Gpt2Spec,
+    HfSpec,
+    ModelSection,
+    ResNetSpec,
+    TransformerSpec,
+    VggSpec,
+)
 
 __all__ = ["Layer", "Model", "build_model", "initialise"]
 
 
 def build_model(spec: ClusterSpec) -> Model:
-    """The job's model; nothing is allocated before a layer is built."""
-    return bert.build(spec.model, spec.data)
+    """The job's model; nothing is allocated before a layer is built.
+
+    Raises:
+        ModelError: the user's own code or the transformers package refuse, or the model cannot be cut.
+    """
+    if isinstance(spec.model, EntrySpec):
+        from worker.models import users
+
+        return users.build(spec.model, spec.data, signature(spec))
+    module, _, function = _FAMILIES[type(spec.model)].partition(":")
+    model: Model = getattr(import_module(f"worker.models.{module}"), function)(spec.model, spec.data)
+    return model
+
+
+_FAMILIES: dict[type[ModelSection], str] = {
+    BertSpec: "bert:build",
+    Gpt2Spec: "gpt2:build",
+    TransformerSpec: "transformer:build",
+    GnmtSpec: "gnmt:build",
+    ResNetSpec: "vision:build_resnet",
+    VggSpec: "vision:build_vgg",
+    HfSpec: "hf:build",
+}
+"""Module and function that build each family; imported when needed."""
 
 
 def initialise(layer_name: str, module: nn.Module, seed: int) -> None:

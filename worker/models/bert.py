@@ -15,14 +15,17 @@ from torch.nn import functional as F
 
 from worker.data.base import IGNORED
 from worker.models.base import Layer, Model
-from worker.spec.cluster import BertSpec, DataSpec
+from worker.models.parts import NormalStart, dropout, token_scores
+from worker.spec.data import DataSpec, Hdf5Spec, SyntheticSpec
+from worker.spec.model import BertSpec
 
-INITIAL_DEVIATION = 0.02
+Texts = DataSpec | Hdf5Spec | SyntheticSpec
+
 NORM_EPSILON = 1e-12
 SEGMENTS = 2
 
 
-def build(spec: BertSpec, data: DataSpec) -> Model:
+def build(spec: BertSpec, data: Texts) -> Model:
     """The layers for sequences of ``data.sequence_length`` tokens out of ``data.vocab_size``."""
     layers = [Layer("embeddings", partial(Embeddings, spec, data), ("input_ids", "segment_ids"), ("hidden",))]
     for index in range(spec.num_layers):
@@ -30,32 +33,24 @@ def build(spec: BertSpec, data: DataSpec) -> Model:
         layers.append(Layer(attention, partial(Attention, spec), ("hidden", "attention_mask"), ("hidden",)))
         layers.append(Layer(feed_forward, partial(FeedForward, spec), ("hidden",), ("hidden",)))
     tied = {"head.decoder.weight": "embeddings.word.weight"}
-    if spec.sentence_order:
+    if spec.pairs:
         layers.append(Layer("head", partial(OrderHead, spec, data), ("hidden", "labels", "order_labels"), ("loss",)))
-        return Model(tuple(layers), ("masked_lm", "sentence_order"), tied)
+        second = "next_sentence" if spec.name == "bert-nsp" else "sentence_order"
+        return Model(tuple(layers), ("masked_lm", second), tied)
     layers.append(Layer("head", partial(Head, spec, data), ("hidden", "labels"), ("loss",)))
     return Model(tuple(layers), ("masked_lm",), tied)
 
 
-class BertLayer(nn.Module):
-    """What all layers share: how their parameters start."""
-
-    def reset_parameters(self) -> None:
-        """Normal matrices, zero biases, norms of one."""
-        for module in self.modules():
-            _reset(module)
-
-
-class Embeddings(BertLayer):
+class Embeddings(NormalStart):
     """Sum of word, position and segment embeddings, normalised: (b, s) and (b, s) -> (b, s, h)."""
 
-    def __init__(self, spec: BertSpec, data: DataSpec) -> None:
+    def __init__(self, spec: BertSpec, data: Texts) -> None:
         super().__init__()
         self.word = nn.Embedding(data.vocab_size, spec.hidden_size)
         self.position = nn.Embedding(data.sequence_length, spec.hidden_size)
         self.segment = nn.Embedding(SEGMENTS, spec.hidden_size)
         self.norm = nn.LayerNorm(spec.hidden_size, eps=NORM_EPSILON)
-        self.dropout = _dropout(spec.dropout)
+        self.dropout = dropout(spec.dropout)
 
     def forward(self, input_ids: Tensor, segment_ids: Tensor) -> Tensor:
         """Word, segment and position, in the order of the published code."""
@@ -63,7 +58,7 @@ class Embeddings(BertLayer):
         return cast(Tensor, self.dropout(self.norm(hidden)))
 
 
-class Attention(BertLayer):
+class Attention(NormalStart):
     """Self attention, residual, norm: (b, s, h) and the mask (b, s), true where a token is -> (b, s, h)."""
 
     def __init__(self, spec: BertSpec) -> None:
@@ -72,7 +67,7 @@ class Attention(BertLayer):
         self.dropout_share = spec.dropout
         self.query_key_value = nn.Linear(spec.hidden_size, 3 * spec.hidden_size)
         self.output = nn.Linear(spec.hidden_size, spec.hidden_size)
-        self.dropout = _dropout(spec.dropout)
+        self.dropout = dropout(spec.dropout)
         self.norm = nn.LayerNorm(spec.hidden_size, eps=NORM_EPSILON)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
@@ -91,7 +86,7 @@ class Attention(BertLayer):
         return cast(Tensor, self.norm(hidden + self.dropout(self.output(context))))
 
 
-class FeedForward(BertLayer):
+class FeedForward(NormalStart):
     """Two linear maps with a gelu between, residual, norm: (b, s, h) -> (b, s, h)."""
 
     def __init__(self, spec: BertSpec) -> None:
@@ -99,7 +94,7 @@ class FeedForward(BertLayer):
         width = spec.intermediate_size or 4 * spec.hidden_size
         self.expand = nn.Linear(spec.hidden_size, width)
         self.contract = nn.Linear(width, spec.hidden_size)
-        self.dropout = _dropout(spec.dropout)
+        self.dropout = dropout(spec.dropout)
         self.norm = nn.LayerNorm(spec.hidden_size, eps=NORM_EPSILON)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -107,21 +102,16 @@ class FeedForward(BertLayer):
         return cast(Tensor, self.norm(hidden + self.dropout(self.contract(F.gelu(self.expand(hidden))))))
 
 
-class Head(BertLayer):
+class Head(NormalStart):
     """Masked-LM loss: (b, s, h) and labels (b, s) -> (1,), the sum over the labels that are to be predicted."""
 
-    def __init__(self, spec: BertSpec, data: DataSpec) -> None:
+    borrowed = "decoder"
+
+    def __init__(self, spec: BertSpec, data: Texts) -> None:
         super().__init__()
         self.transform = nn.Linear(spec.hidden_size, spec.hidden_size)
         self.norm = nn.LayerNorm(spec.hidden_size, eps=NORM_EPSILON)
         self.decoder = nn.Linear(spec.hidden_size, data.vocab_size)
-
-    def reset_parameters(self) -> None:
-        """All but the decoder's weight, which is the embedding's."""
-        for module in self.modules():
-            if module is not self.decoder:
-                _reset(module)
-        nn.init.zeros_(self.decoder.bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., h) -> (..., vocabulary)."""
@@ -135,11 +125,15 @@ class Head(BertLayer):
         loss = F.cross_entropy(self.logits(chosen).float(), labels.index_select(0, places), reduction="sum")
         return loss.reshape(1)
 
+    def scores(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Evaluation: how many hidden tokens were the likeliest, and among the five likeliest."""
+        return token_scores(self.logits(hidden), labels)
+
 
 class OrderHead(Head):
     """Masked-LM and sentence-order loss: also takes order_labels (b,); -> (2,), both sums."""
 
-    def __init__(self, spec: BertSpec, data: DataSpec) -> None:
+    def __init__(self, spec: BertSpec, data: Texts) -> None:
         super().__init__(spec, data)
         self.pooler = nn.Linear(spec.hidden_size, spec.hidden_size)
         self.classifier = nn.Linear(spec.hidden_size, 2)
@@ -153,16 +147,6 @@ class OrderHead(Head):
         order = F.cross_entropy(self.order_logits(hidden).float(), order_labels, reduction="sum")
         return torch.cat([super().forward(hidden, labels), order.reshape(1)])
 
-
-def _dropout(share: float) -> nn.Module:
-    """No operation at all where nothing is dropped."""
-    return nn.Dropout(share) if share else nn.Identity()
-
-
-def _reset(module: nn.Module) -> None:
-    if isinstance(module, nn.LayerNorm):
-        module.reset_parameters()
-    elif isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=INITIAL_DEVIATION)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
+    def scores(self, hidden: Tensor, labels: Tensor, order_labels: Tensor) -> Tensor:  # type: ignore[override]
+        """Of the hidden tokens."""
+        return super().scores(hidden, labels)

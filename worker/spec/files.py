@@ -113,6 +113,11 @@ class RunFiles:
         return self.folder / "hosts.json"
 
     @property
+    def logs_whole(self) -> Path:
+        """Says, on the client, that every byte of every log is here; until then they are asked for on the hosts."""
+        return self.folder / "logs-whole"
+
+    @property
     def notes(self) -> Path:
         """What people wrote about the run, on the machine it was launched from."""
         return self.folder / "notes.jsonl"

@@ -1,0 +1,89 @@
+"""Models of each kind learn from real input, by the command itself, in a pipeline.
+
+Text and pairs are of Python's standard library, which people wrote for people: its source, and every function's
+signature with the first sentence of its docstring, a translation of sorts. Pictures are the icons of matplotlib's
+toolbar, in the sizes and colours they come in.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pytest
+
+from vpipe_cli import yamltree
+from worker.spec.files import RunFiles
+
+LIBRARY = Path(sysconfig.get_path("stdlib"))
+MODULES = ("argparse", "ast", "calendar", "cmd", "codecs", "datetime", "difflib", "inspect", "shutil", "turtle")
+ICONS = Path(matplotlib.get_data_path()) / "images"
+
+
+def write_pairs(folder: Path) -> dict[str, Any]:
+    """Signatures and what they mean, line by line."""
+    pairs = []
+    for module in MODULES:
+        for node in ast.walk(ast.parse((LIBRARY / f"{module}.py").read_text())):
+            if isinstance(node, ast.FunctionDef) and (told := ast.get_docstring(node)):
+                signature = f"{node.name}({', '.join(each.arg for each in node.args.args)})"
+                pairs.append((signature, " ".join(told.split("\n\n")[0].split(". ")[0].split())))
+    for name, side in (("signatures", 0), ("meanings", 1)):
+        (folder / name).write_text("".join(f"{pair[side]}\n" for pair in pairs))
+    paths = {"path": str(folder / "signatures"), "target_path": str(folder / "meanings")}
+    return {"source": "parallel", **paths, "sequence_length": 24, "vocab_size": 400, "on_bad_record": "skip"}
+
+
+def write_pictures(folder: Path) -> dict[str, Any]:
+    """Two classes: icons of arrows, and all others."""
+    for icon in ICONS.glob("*.png"):
+        label = "arrows" if icon.stem.split("_")[0] in ("back", "forward", "move") else "others"
+        (folder / "icons" / label).mkdir(parents=True, exist_ok=True)
+        (folder / "icons" / label / icon.name).write_bytes(icon.read_bytes())
+    return {"source": "images", "path": str(folder / "icons"), "image_size": 32, "classes": 2, "augment": False}
+
+
+def write_jsonl(folder: Path) -> dict[str, Any]:
+    """Modules of the library as records."""
+    texts = [(LIBRARY / f"{module}.py").read_text() for module in MODULES]
+    (folder / "code.jsonl").write_text("".join(f"{json.dumps({'code': text})}\n" for text in texts))
+    given = {"source": "jsonl", "path": str(folder / "code.jsonl"), "text_key": "code"}
+    return {**given, "sequence_length": 24, "vocab_size": 400}
+
+
+SMALL = {"hidden_size": 32, "num_layers": 2}
+KINDS: dict[str, tuple[dict[str, Any], Any, int]] = {
+    "gpt2": ({"name": "gpt2", **SMALL, "dropout": 0.0}, write_jsonl, 2),
+    "transformer": ({"name": "transformer", **SMALL, "num_layers": 1, "dropout": 0.0}, write_pairs, 3),
+    "gnmt": ({"name": "gnmt", **SMALL, "dropout": 0.0}, write_pairs, 2),
+    "resnet50": ({"name": "resnet50", "width": 8, "blocks": [1, 1]}, write_pictures, 2),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_falls_on_real_input(kind: str, tmp_path: Path) -> None:
+    model, write, stages = KINDS[kind]
+    job = {
+        "machines": [f"cpu*{stages}"],
+        "model": model,
+        "data": write(tmp_path),
+        "optimizer": {"lr": 5e-3, "clip_grad_norm": 1.0},
+        "run": {"steps": 60},
+        "checkpoint": {"every_steps": None},
+    }
+    (tmp_path / "c.yml").write_text(yamltree.dump(job))
+    environment = {**os.environ, "VPIPE_HOME": str(tmp_path / "home"), "VPIPE_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "vpipe_cli.app", "launch", "c.yml"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=170)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (folder,) = (tmp_path / "home" / "runs").iterdir()
+    lines = RunFiles(folder).metrics(stages - 1).read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10]), losses

@@ -1,0 +1,343 @@
+"""Every source: each record once an epoch, whatever the replicas and wherever a run resumes; bad input by its place."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.texts import write_text
+from worker import data
+from worker.data.bad_records import BadRecords
+from worker.data.base import IGNORED, Source
+from worker.data.causal_lm import CausalLM, Stream
+from worker.data.order import Order
+from worker.data.store import Shards, TokenisedCorpus
+from worker.data.tokenizer import CLS, PAD, SEP
+from worker.errors import DataError
+from worker.prefetch import numbers
+from worker.spec.cluster import ClusterSpec
+
+FIGURES = Path(matplotlib.get_data_path()) / "images"
+"""Icons that matplotlib ships: real pictures, drawn by people, of many sizes and with transparency."""
+
+
+def spec_of(model: dict[str, Any], **given: Any) -> ClusterSpec:
+    return ClusterSpec.model_validate({"machines": ["cpu"], "model": model, "data": given})
+
+
+def open_source(folder: Path, model: dict[str, Any], **given: Any) -> Source:
+    return data.open_source(spec_of(model, **given), folder / "cache")
+
+
+def failure(folder: Path, model: dict[str, Any], **given: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        source = open_source(folder, model, **given)
+        for number in range(8):
+            source.minibatch(number)
+    return caught.value.message
+
+
+@given(
+    records=st.integers(1, 40),
+    size=st.integers(1, 7),
+    cuts=st.lists(st.integers(0, 40), max_size=4),
+    replicas=st.lists(st.integers(1, 3), min_size=5, max_size=5),
+)
+def test_each_record_is_read_once_an_epoch_across_resumes(
+    records: int, size: int, cuts: list[int], replicas: list[int]
+) -> None:
+    """A run that is cut off anywhere, resumed each time with another number of replicas, over two epochs."""
+    total = math.ceil(2 * records / size)
+    edges = sorted({0, total, *(cut for cut in cuts if cut < total)})
+    read: Counter[tuple[int, int]] = Counter()
+    for attempt, (start, end) in enumerate(pairwise(edges)):
+        for replica in range(replicas[attempt]):
+            order = Order(7, records, size)  # nothing is carried over from attempt to attempt
+            for number in numbers(start, end, 1, replica, replicas[attempt]):
+                read.update(order.rows(number))
+    whole = {(example, epoch) for example in range(records) for epoch in range(2)}
+    assert {row: read[row] for row in whole} == dict.fromkeys(whole, 1)
+    assert all(times == 1 for times in read.values())
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(8, 12))
+def test_next_token_text_predicts_every_token_once(lengths: list[int], length: int) -> None:
+    tokens = np.arange(100, 100 + sum(lengths), dtype=np.uint16)
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    stream = Stream(TokenisedCorpus(tokens, bounds, np.bincount(tokens, minlength=300)))
+    expected = [t for i in range(len(lengths)) for t in (SEP, *tokens[bounds[i] : bounds[i + 1]])]
+    assert stream.read(0, len(stream)).tolist() == expected
+    if len(expected) <= length:
+        return
+    spec = spec_of({"name": "gpt2"}, sequence_length=length, minibatch_size=1, vocab_size=300)
+    corpus = TokenisedCorpus(tokens, bounds, np.bincount(tokens, minlength=300))
+    source = CausalLM(corpus, spec.data, 1, data.signature(spec))  # type: ignore[arg-type]
+    minibatches = [source.minibatch(number) for number in range(len(source))]
+    labels = [int(t) for each in minibatches for t in each.targets["labels"].flatten() if t != IGNORED]
+    assert sorted(labels) == sorted(expected[1:])
+    pairs = [(each.inputs["input_ids"][0], each.targets["labels"][0]) for each in minibatches]
+    for ids, after in pairs:
+        real = int((after != IGNORED).sum())
+        assert torch.equal(ids[1:real], after[: real - 1])
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.data())
+def test_shards_read_like_one_array(lengths: list[int], draw: st.DataObject) -> None:
+    parts = [np.arange(sum(lengths[:i]), sum(lengths[: i + 1])) for i in range(len(lengths))]
+    shards, whole = Shards(parts), np.concatenate(parts)
+    start, stop = (draw.draw(st.integers(0, len(whole) + 2)) for _ in range(2))
+    assert shards[start:stop].tolist() == whole[start:stop].tolist()
+
+
+GPT, BERT = {"name": "gpt2"}, {"name": "bert"}
+SIZES: dict[str, Any] = {"sequence_length": 16, "minibatch_size": 2, "vocab_size": 300}
+
+
+def write_jsonl(path: Path, *lines: str) -> Path:
+    """A few records of real text, then ``lines``."""
+    folder = path.parent / f"{path.name}.texts"
+    folder.mkdir()
+    texts = [file.read_text() for file in sorted(write_text(folder).glob("*.py"))]
+    records = [json.dumps({"text": text[start : start + 400]}) for text in texts for start in range(0, 4000, 400)]
+    path.write_text("".join(f"{line}\n" for line in (*records, *lines)))
+    return path
+
+
+def test_jsonl_reads_the_field_of_every_line(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl")
+    source = open_source(tmp_path, GPT, source="jsonl", path=str(path), **SIZES)
+    ids = source.minibatch(0).inputs["input_ids"]
+    assert ids.shape == (2, 16) and int(ids.max()) < 300
+    assert set(open_source(tmp_path, BERT, source="jsonl", path=str(path), **SIZES).minibatch(3).inputs) == {
+        "input_ids",
+        "segment_ids",
+        "attention_mask",
+    }
+
+
+BAD_LINES = {
+    "no JSON": ('{"text": ', r"a\.jsonl:31: is no JSON \(Expecting value.*\)"),
+    "no object": ("[1]", r"a\.jsonl:31: is a list, not an object"),
+    "no field": ('{"body": "x"}', r"a\.jsonl:31: text is missing; data\.text_key names the field"),
+    "no text": ('{"text": 5}', r"a\.jsonl:31: text is a int, not text; data\.text_key names the field"),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES.values(), ids=BAD_LINES)
+def test_a_bad_line_is_named_or_left_out(
+    line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", line)
+    assert re.search(message, failure(tmp_path, GPT, source="jsonl", path=str(path), **SIZES))
+    for opened in (1, 2):  # from the cache too
+        source = open_source(tmp_path, GPT, source="jsonl", path=str(path), on_bad_record="skip", **SIZES)
+        assert source.skipped == 1, opened
+    assert "data: left out" in capsys.readouterr().out
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    for number in (0, 2):
+        np.save(tmp_path / f"tokens-{number:05}-of-00004.npy", np.arange(100, dtype=np.uint16))
+    message = failure(tmp_path, GPT, source="memmap", path=str(tmp_path), **SIZES)
+    assert message == f"of the 4 shards tokens-*.npy in {tmp_path}, 1, 3 is missing"
+
+
+def test_memmap_reads_shards_as_one(tmp_path: Path) -> None:
+    tokens = np.random.default_rng(1).integers(5, 300, 500)
+    tokens[:250].astype(np.uint16).tofile(tmp_path / "a.bin")
+    np.save(tmp_path / "b.npy", tokens[250:].astype(np.int32))
+    source = open_source(tmp_path, GPT, source="memmap", path=str(tmp_path), **SIZES)
+    read = [source.minibatch(number) for number in range(16)]
+    assert {tuple(row) for m in read for row in m.inputs["input_ids"].tolist()} <= {
+        tuple(tokens[start : start + 16]) for start in range(0, 500, 16)
+    } | {(*tokens[496:499], *[PAD] * 13)}
+
+
+BAD_TOKENS = {
+    "empty": (b"", "is empty"),
+    "odd": (b"abc", "has 3 bytes, which is no whole number of uint16"),
+    "too large": (np.array([7, 300], np.uint16).tobytes(), r"token 1 is 300; data\.vocab_size is 300"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_TOKENS.values(), ids=BAD_TOKENS)
+def test_bad_tokens_are_named(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(content)
+    assert re.search(
+        r"a\.bin:? " + message, failure(tmp_path, GPT, source="memmap", path=str(tmp_path / "a.bin"), **SIZES)
+    )
+
+
+ENGLISH = ("a house", "the small house", "a small cat", "the cat sees a house", "the house is small") * 4
+GERMAN = ("ein Haus", "das kleine Haus", "eine kleine Katze", "die Katze sieht ein Haus", "das Haus ist klein") * 4
+TRANSLATOR = {"name": "transformer"}
+
+
+def parallel(
+    folder: Path, one: tuple[str, ...] = ENGLISH, other: tuple[str, ...] = GERMAN, **given: Any
+) -> dict[str, Any]:
+    """Two files, and the section that reads them."""
+    (folder / "en").write_text("".join(f"{line}\n" for line in one))
+    (folder / "de").write_text("".join(f"{line}\n" for line in other))
+    return {"source": "parallel", "path": str(folder / "en"), "target_path": str(folder / "de"), **SIZES, **given}
+
+
+def test_pairs_are_framed_and_shifted(tmp_path: Path) -> None:
+    source = open_source(tmp_path, TRANSLATOR, **parallel(tmp_path))
+    for number in range(10):
+        minibatch = source.minibatch(number)
+        labels, target = minibatch.targets["labels"], minibatch.inputs["target_ids"]
+        assert bool((target[:, 0] == CLS).all())
+        for row, shifted in zip(labels, target, strict=True):
+            real = row[row != IGNORED]
+            assert int(real[-1]) == SEP and torch.equal(shifted[1 : len(real)], real[:-1])
+        ids, mask = minibatch.inputs["source_ids"], minibatch.inputs["source_mask"]
+        assert torch.equal(ids != PAD, mask) and bool((ids[torch.arange(2), mask.sum(1) - 1] == SEP).all())
+
+
+BAD_PAIRS = {
+    "empty line": ((*ENGLISH, ""), (*GERMAN, "leer"), "en:21: the line is empty"),
+    "too long": (
+        (*ENGLISH, "house " * 30),
+        (*GERMAN, "lang"),
+        "en:21: has 30 tokens and its end; data.sequence_length is 16",
+    ),
+    "one more": ((*ENGLISH, "more"), GERMAN, "de ends before line 21, which the other file has"),
+    "empty files": ((), (), "en and de have no pair of lines that could be used"),
+}
+
+
+@pytest.mark.parametrize(("one", "other", "message"), BAD_PAIRS.values(), ids=BAD_PAIRS)
+def test_a_bad_pair_is_named(one: tuple[str, ...], other: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    assert failure(tmp_path, TRANSLATOR, **parallel(tmp_path, one, other)).endswith(message)
+
+
+def test_bad_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
+    one, other = (*ENGLISH, "", "house " * 30), (*GERMAN, "leer", "lang")
+    source = open_source(tmp_path, TRANSLATOR, **parallel(tmp_path, one, other, on_bad_record="skip"))
+    assert (source.skipped, len(source)) == (2, 20)  # type: ignore[arg-type]
+
+
+RESNET = {"name": "resnet50"}
+
+
+def pictures(folder: Path) -> dict[str, Any]:
+    """Icons in two classes, and the section that reads them."""
+    for label, names in {"arrows": ("back", "forward"), "papers": ("filesave", "subplots")}.items():
+        (folder / "icons" / label).mkdir(parents=True)
+        for name in names:
+            (folder / "icons" / label / f"{name}.png").write_bytes((FIGURES / f"{name}_large.png").read_bytes())
+    return {"source": "images", "path": str(folder / "icons"), "image_size": 16, "classes": 2, "minibatch_size": 2}
+
+
+def test_pictures_are_read_with_their_class(tmp_path: Path) -> None:
+    source = open_source(tmp_path, RESNET, **pictures(tmp_path))
+    epoch = [source.minibatch(number) for number in range(2)]
+    assert sorted(label for each in epoch for label in each.targets["labels"].tolist()) == [0, 0, 1, 1]
+    assert epoch[0].inputs["pixels"].shape == (2, 3, 16, 16) and epoch[0].inputs["pixels"].std() > 0.1
+    again = open_source(tmp_path, RESNET, **pictures(tmp_path / "again"))
+    assert torch.equal(again.minibatch(1).inputs["pixels"], epoch[1].inputs["pixels"])
+    assert source.baseline_loss == pytest.approx(math.log(2))
+
+
+def test_bad_pictures_are_named_or_left_out(tmp_path: Path) -> None:
+    given = pictures(tmp_path)
+    bad = tmp_path / "icons" / "papers" / "torn.png"
+    bad.write_bytes((FIGURES / "home_large.png").read_bytes()[:300])
+    assert failure(tmp_path, RESNET, **given).startswith(f"{bad}: cannot be read as a picture (")
+    source = open_source(tmp_path, RESNET, on_bad_record="skip", **{**given, "minibatch_size": 5})
+    minibatch = source.minibatch(0)
+    assert minibatch.counts == (4,) and source.skipped == 1
+    assert sorted(minibatch.targets["labels"].tolist()) == [IGNORED, 0, 0, 1, 1]
+
+
+def test_a_number_of_classes_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    given = {**pictures(tmp_path), "classes": 3}
+    message = failure(tmp_path, RESNET, **given)
+    assert message == f"{tmp_path / 'icons'} has 2 folders (arrows, papers), but data.classes is 3"
+    (tmp_path / "icons" / "empty").mkdir()
+    assert failure(tmp_path, RESNET, **given) == f"{tmp_path / 'icons' / 'empty'} has no pictures"
+
+
+def test_only_the_first_bad_records_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    bad = BadRecords("skip")
+    for number in range(100):
+        bad.found(f"a:{number}", "bad")
+    told = capsys.readouterr().out.splitlines()
+    assert bad.count == 100 and len(told) == 13 and told[-1] == "data: left out 64 records so far"
+
+
+def write_shard(path: Path, rows: int = 6, **changed: Any) -> None:
+    h5py = pytest.importorskip("h5py")
+    ids = np.arange(rows * 16).reshape(rows, 16) % 290 + 5
+    columns = {
+        "input_ids": ids,
+        "input_mask": np.ones_like(ids),
+        "segment_ids": np.repeat([[0] * 8 + [1] * 8], rows, axis=0),
+        "masked_lm_positions": np.repeat([[3, 9, 0, 0]], rows, axis=0),
+        "masked_lm_ids": np.repeat([[7, 8, 0, 0]], rows, axis=0),
+        "next_sentence_labels": np.arange(rows) % 2,
+        **changed,
+    }
+    with h5py.File(path, "w") as file:
+        for name, values in columns.items():
+            file.create_dataset(name, data=np.asarray(values, dtype=np.int32))
+
+
+def test_hdf5_shards_give_labels_where_words_are_hidden(tmp_path: Path) -> None:
+    for number in range(2):
+        write_shard(tmp_path / f"part_{number}.hdf5")
+    source = open_source(tmp_path, {"name": "bert-nsp"}, source="hdf5", path=str(tmp_path), **SIZES)
+    minibatches = [source.minibatch(number) for number in range(6)]
+    for each in minibatches:
+        assert each.counts == (4, 2)
+        assert (each.targets["labels"] != IGNORED).nonzero()[:, 1].tolist() == [3, 9, 3, 9]
+    assert sum(int(each.targets["order_labels"].sum()) for each in minibatches) == 6
+
+
+BAD_SHARDS = {
+    "label": (
+        {"next_sentence_labels": [0, 1, 2, 0, 0, 0]},
+        r"next_sentence_labels of record 2 has 2; it must be below 2",
+    ),
+    "position": ({"masked_lm_positions": [[16, 0, 0, 0]] * 6}, r"masked_lm_positions of record \d has 16"),
+    "word": ({"input_ids": np.full((6, 16), 300)}, r"input_ids of record \d has 300; it must be below 300"),
+    "length": ({"input_ids": np.full((6, 32), 9)}, r"input_ids is \(6, 32\); data.sequence_length is 16"),
+}
+
+
+@pytest.mark.parametrize(("changed", "message"), BAD_SHARDS.values(), ids=BAD_SHARDS)
+def test_a_bad_shard_is_named(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
+    write_shard(tmp_path / "part.hdf5", **changed)
+    told = failure(tmp_path, {"name": "bert-nsp"}, source="hdf5", path=str(tmp_path), **SIZES)
+    assert re.search(r"part\.hdf5: " + message, told)
+
+
+def test_what_is_no_shard_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    (tmp_path / "a.hdf5").write_text("no")
+    told = failure(tmp_path, BERT, source="hdf5", path=str(tmp_path), **SIZES)
+    assert told.startswith(f"{tmp_path / 'a.hdf5'} is no HDF5 file, or damaged")
+
+
+def test_a_folder_that_datasets_saved_is_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    texts = [json.loads(line)["text"] for line in write_jsonl(tmp_path / "a.jsonl").read_text().splitlines()]
+    datasets.Dataset.from_dict({"text": texts}).save_to_disk(str(tmp_path / "saved"))
+    source = open_source(tmp_path, GPT, source="hf", path=str(tmp_path / "saved"), **SIZES)
+    jsonl = open_source(tmp_path, GPT, source="jsonl", path=str(tmp_path / "a.jsonl"), **SIZES)
+    assert torch.equal(source.minibatch(3).inputs["input_ids"], jsonl.minibatch(3).inputs["input_ids"])
+    message = failure(tmp_path, GPT, source="hf", path=str(tmp_path / "saved"), text_key="body", **SIZES)
+    assert message == f"{tmp_path / 'saved'} has no field body"
