@@ -23,7 +23,7 @@ READY = "import os, sys, time, pathlib; pathlib.Path(os.environ['READY']).touch(
 SLEEP = READY + "time.sleep(60)"
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     """The first true value of ``condition``."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

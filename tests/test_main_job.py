@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Shell:
 
     def run(self, *arguments: str, expect: int = 0) -> str:
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=90)
+        out, err = process.communicate(timeout=150)
         assert process.returncode == expect, out + err
         assert "Traceback" not in err
         return out
@@ -67,8 +68,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def shell(tmp_path: Path, cache: Path) -> Shell:
-    return Shell(tmp_path, cache)
+def shell(tmp_path: Path, cache: Path) -> Iterator[Shell]:
+    """Whatever a test leaves running is asked to stop: the file ``stop`` is all that hostd waits for."""
+    made = Shell(tmp_path, cache)
+    yield made
+    for job in made.home.glob("runs/*/job.json"):
+        RunFiles(job.parent).stop.touch()
 
 
 def state_of(files: RunFiles) -> str:
@@ -125,7 +130,7 @@ def test_a_killed_rank_is_named_and_takes_all_with_it(shell: Shell) -> None:
     wait_for(lambda: trains(files))
     starts = [event for event in read_events(files.events) if event["event"] == "rank-start"]
     os.kill(next(event["pid"] for event in starts if event["rank"] == 1), signal.SIGKILL)
-    out, err = command.communicate(timeout=30)
+    out, err = command.communicate(timeout=90)
     assert command.returncode == 100
     assert re.search(r"rank 1 \(localhost, stage 1\)\s+killed by\s+SIGKILL", out + err)
     assert "step 1/100000" in out + err
@@ -156,7 +161,7 @@ def test_a_loss_that_is_no_number_names_stage_and_minibatch(shell: Shell) -> Non
 
 def test_a_gpu_is_refused_before_anything_starts(shell: Shell) -> None:
     process = shell.start("launch", "machines=[localhost:0]")
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=90)
     assert process.returncode == 104
     assert "rank 0 is placed on cuda:0" in err
     assert not shell.home.exists()
@@ -164,7 +169,7 @@ def test_a_gpu_is_refused_before_anything_starts(shell: Shell) -> None:
 
 def test_a_schedule_that_does_not_fit_is_refused_before_anything_starts(shell: Shell) -> None:
     process = shell.start("launch", "sync_mode=asp", "schedule=2bw", "pipeline.schedule=2bw", "minibatches_per_step=1")
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=90)
     assert process.returncode == 2
     assert "error" in err
     assert not shell.home.exists()
