@@ -131,6 +131,16 @@ def test_the_first_own_failure_counts() -> None:
     assert attempt.first_failure and attempt.first_failure["cause"] == "rank 2"
 
 
+def test_who_left_early_with_status_0_is_named_if_nobody_else_is_to_blame() -> None:
+    attempt = gang("aab")
+    attempt.ended(exited(1, code=0, cause="finished"))
+    attempt.ended(exited(2, consequence=True))
+    assert attempt.first_failure and attempt.first_failure["rank"] == 1
+    assert attempt.first_failure["cause"].startswith("exit status 0 before the run was over")
+    attempt.ended(exited(0))
+    assert attempt.first_failure["cause"] == "rank 0"
+
+
 def test_a_lost_host_is_a_failure_of_its_first_rank() -> None:
     attempt = gang("aabb")
     attempt.lost("b", "no word from it for 6 s")

@@ -15,7 +15,9 @@ from vpipe_cli.commands.diff import diff
 from vpipe_cli.commands.doctor import doctor
 from vpipe_cli.commands.eval import eval
 from vpipe_cli.commands.exec import exec
+from vpipe_cli.commands.export import export
 from vpipe_cli.commands.image import image
+from vpipe_cli.commands.import_ import import_
 from vpipe_cli.commands.init import init
 from vpipe_cli.commands.launch import launch
 from vpipe_cli.commands.logs import logs
@@ -46,6 +48,7 @@ app = typer.Typer(
 
 COMMANDS = (
     init,
+    import_,
     launch,
     resume,
     eval,
@@ -76,6 +79,7 @@ for command in COMMANDS:
 app.add_typer(image, name="image", help="Build, ship, list, verify and remove the images that ranks run in.")
 app.add_typer(config, name="config", help="Show what cluster.yml may say, or what one says.")
 app.add_typer(sweep, name="sweep", help="Run a job in many variants and compare them: sweep KEY=V1,V2 [KEY=...].")
+app.add_typer(export, name="export", help="Write a job for another system: Kubernetes.")
 app.add_typer(checkpoint, name="checkpoint", help="List, verify and export what a run saved.")
 
 

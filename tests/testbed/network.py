@@ -101,6 +101,8 @@ class Testbed:
             self._hosts[name].kill()
             shutil.rmtree(self._hosts.pop(name).folder, ignore_errors=True)
         self._used.clear()
+        # The kernel remembers for a while that nobody answered at the address of a host that was killed.
+        subprocess.run(["ip", "neigh", "flush", "dev", self._client], stderr=subprocess.DEVNULL)
         self.write_files()
 
     def close(self) -> None:

@@ -21,8 +21,10 @@ from worker.errors import UsageError
 
 WHOLE = 1 << 20  # bytes of a file that is taken as it is
 END = 64 << 10  # and of the end of a file that is longer, or of a log
-TAKEN = ("*.json", "*.yml", "*.jsonl", "*.log", "attempt-*/*.json", "attempt-*/*.progress", "metrics/*.jsonl")
-TAKEN += ("attempt-*/*.stacks", "attempt-*/*.log", "checkpoints/*/manifest.json")
+TAKEN = [
+    *("*.json", "*.yml", "*.jsonl", "*.log", "metrics/*.jsonl", "checkpoints/*/manifest.json"),
+    *(f"attempt-*/*.{kind}" for kind in ("json", "log", "progress", "stacks")),
+]
 PACKAGES = ("vpipe", "torch", "numpy", "pydantic", "typer", "rich", "paramiko", "spython", "tokenizers", "safetensors")
 NOT_TAKEN = """\
 Left out: weights and optimizer state (of checkpoints only their manifests), data and caches, the code of your model,

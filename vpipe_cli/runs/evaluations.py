@@ -23,4 +23,3 @@ def all_of(files: RunFiles) -> list[Evaluation]:
 def newest(files: RunFiles) -> Evaluation | None:
     """The last evaluation, if there is any."""
     return next(reversed(all_of(files)), None)
-
