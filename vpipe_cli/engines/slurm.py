@@ -17,6 +17,7 @@ from typing import Any
 
 from vpipe_cli.container.build import prepare
 from vpipe_cli.container.code import Bundle
+from vpipe_cli.container.ship import Progress
 from vpipe_cli.engines.local import write_files
 from vpipe_cli.launch import Launch
 from vpipe_cli.onhost.send import ask as ask_host
@@ -55,7 +56,7 @@ class SlurmEngine:
         if done.returncode:
             raise PreflightError(f"Slurm refuses the job: {_reason(done.stderr)}", "`sinfo` lists partitions and nodes")
 
-    def start(self, run: Run, launch: Launch, cluster: str) -> None:
+    def start(self, run: Run, launch: Launch, cluster: str, progress: Progress | None = None) -> None:
         """Write the run's files and queue the job. Raises PreflightError; then nothing of it is left to begin."""
         try:
             write_files(run.files, launch, cluster)

@@ -45,6 +45,9 @@ def places(run: Run) -> list[Place]:
         folders: dict[str, str] = json.loads(run.files.hosts.read_bytes()) if run.files.hosts.exists() else {}
     except (FileNotFoundError, ValueError):
         raise NotFinished(f"run {run.id} has no ranks yet", f"`vpipe status {run.id}` says how it stands") from None
+    if run.engine == "slurm":
+        hint = "`srun --jobid=JOB --overlap --pty bash` opens a shell there; `vpipe status` shows the job's number"
+        raise UsageError(f"the ranks of run {run.id} are on nodes of Slurm, which vpipe does not reach", hint)
     if run.engine != "local" and not folders:
         raise NotFinished(f"run {run.id} has not come to its hosts", f"`vpipe status {run.id}` says how it stands")
     return [_place(run, rank, folders.get(rank["host"])) for rank in launch["ranks"]]

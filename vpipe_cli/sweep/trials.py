@@ -81,7 +81,8 @@ def expand(base: Base, asked: Grid) -> Expanded:
         overrides = [*base.overrides, *settings(asked.axes, point)]
         try:
             spec = config.load(base.path, overrides, base.folder)
-            lanes = lanes_of(machines.slots(spec.machines), asked.parallel) if asked.parallel > 1 else []
+            divided = asked.parallel > 1 and spec.engine != "slurm"  # where each trial is given nodes of its own
+            lanes = lanes_of(machines.slots(spec.machines), asked.parallel) if divided else []
             if lanes:
                 spec = config.load(base.path, [*overrides, machines_setting(lanes[0])], base.folder)
             name, trial = spec.name, _trial(len(made) + 1, point, overrides, spec, bool(lanes))

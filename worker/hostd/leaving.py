@@ -54,9 +54,11 @@ class AllocationHead(Head):
 
     def _interrupted(self) -> bool:
         """Whether Slurm has ended the ranks, or asked this hostd to."""
+        return self._was_signalled() and not os.path.exists(self._launch["stop"])
+
+    def _was_signalled(self) -> bool:
         first = (self._attempt and self._attempt.first) or {}
-        asked = os.path.exists(self._launch["stop"])
-        return not asked and (self._loop.terminated or first.get("signal") == signal.SIGTERM or self._told_to_end())
+        return self._loop.terminated or first.get("signal") == signal.SIGTERM or self._told_to_end()
 
     def _told_to_end(self) -> bool:
         """Whether the hostd of another node was."""
@@ -65,6 +67,8 @@ class AllocationHead(Head):
 
     def _finish(self, state: str, **more: Any) -> None:
         """The run's final state, or ``restarting`` where the run goes on in another allocation."""
+        if state == "failed" and self._was_signalled() and os.path.exists(self._launch["stop"]):
+            state, more = "stopped", {"why": "because a stop was asked for"}  # the ranks heard of it before hostd did
         why = ""
         if state == "succeeded" and self._left:
             why = "saved, because the allocation ends soon"

@@ -17,7 +17,7 @@ import secrets
 import subprocess
 import sys
 import time
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 from .allocation import ALLOCATION, SLICE, Allocation, events_of, placed, read_allocation, say
 from .leaving import AllocationHead, call_head, tell_address
@@ -61,7 +61,7 @@ def begin(folder: str) -> int:
     nodes = {host: host if told["named"] else names[index] for index, host in enumerate(told["hosts"])}
     allocation = Allocation(
         job=os.environ["SLURM_JOB_ID"],
-        restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        restart=_restarts_of_job(),
         attempt=_next_attempt(folder),
         restarts=max(0, told["restarts"] - _failures(folder)),
         secret=secrets.token_hex(32),
@@ -108,41 +108,51 @@ def _lead(launch: Dict[str, Any], lock: int, allocation: Allocation, folder: str
 
 def end(folder: str) -> int:
     """Queue the job again where that is what it needs, or write down how the run ended; 0 if it succeeded."""
-    try:
-        allocation = read_allocation(folder)
-    except (OSError, TypeError):
-        allocation = None  # it did not get as far as that
-    ours = allocation and (allocation.job, allocation.restart) == (
-        os.environ["SLURM_JOB_ID"],
-        int(os.environ.get("SLURM_RESTART_COUNT") or 0),
-    )
     last = _last_state(folder)
     state, attempt = last.get("state", ""), last.get("attempt", 1)
     if state in FINAL:
         return 0 if state == "succeeded" else 1
-    if allocation and not ours:
-        return 0
+    allocation = _known(folder)
+    if allocation and (allocation.job, allocation.restart) != (os.environ["SLURM_JOB_ID"], _restarts_of_job()):
+        return 0  # another allocation has the run
     if os.path.exists(os.path.join(folder, "stop")):
         say(folder, "stopped", attempt, why="a stop was asked for")
         return 1
     preempted = os.path.exists(os.path.join(folder, "preempt"))
-    began = bool(allocation) and attempt == allocation.attempt and state in ("starting", "running", "restarting")
-    healing = preempted or (began and (last.get("requeue") or state == "running"))
-    if not healing:
-        if last.get("interrupted"):  # Slurm itself ends the job or queues it again, and the client sees which
-            return 1
-        return _failed(folder, attempt, "the job ended in Slurm before the run began; slurm.log there says why")
-    used, most = int(os.environ.get("SLURM_RESTART_COUNT") or 0), read_object(f"{folder}/slurm.json")["max_requeues"]
-    if used >= most:
-        return _failed(
-            folder, attempt, f"it was queued {used} times again, which is all that slurm.max_requeues allows"
-        )
-    why = last.get("why") or ("Slurm ends the allocation" if preempted else "its hostd ended without a word")
+    began = allocation is not None and attempt == allocation.attempt and state in ("running", "restarting")
+    if preempted or (began and (last.get("requeue") or state == "running")):
+        why = last.get("why") or ("Slurm ends the allocation" if preempted else "its hostd ended without a word")
+        return _requeue(folder, attempt, why, preempted)
+    if last.get("interrupted"):  # Slurm itself ends the job or queues it again, and the client sees which
+        return 1
+    return _failed(folder, attempt, "the job ended in Slurm before the run began; slurm.log there says why")
+
+
+def _requeue(folder: str, attempt: int, why: str, preempted: bool) -> int:
+    """Queue the job again, or say why that cannot be."""
+    told, used = read_object(os.path.join(folder, "slurm.json")), _restarts_of_job()
+    if preempted and not told["saves"]:
+        return _failed(folder, attempt, "the allocation ended before the run, and checkpoint.every_steps is null")
+    if used >= told["max_requeues"]:
+        return _failed(folder, attempt, f"{why}; it was queued {used} times again, all that slurm.max_requeues allows")
     say(folder, "pending", attempt, why=why)
     done = _slurm("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
     if done.returncode:
         return _failed(folder, attempt, f"the job could not be queued again: {done.stderr.strip()}")
     return 0
+
+
+def _known(folder: str) -> Optional[Allocation]:
+    """The newest allocation; None where none has begun."""
+    try:
+        return read_allocation(folder)
+    except (OSError, TypeError):
+        return None
+
+
+def _restarts_of_job() -> int:
+    """How often Slurm has queued this job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 STEPS = {"begin": begin, "node": node, "end": end}
