@@ -121,7 +121,7 @@ def test_killing_the_command_leaves_the_run_and_every_byte_of_its_logs(shell: Sh
     for rank in (0, 1):
         written = [line.split(" ", 2)[2] for line in files.log(1, rank).read_text().splitlines()]
         assert [record["text"] for record in told if record["rank"] == rank] == written
-        assert written[-1].startswith("step 400/400")
+        assert any(line.startswith("step 400/400") for line in written[-2:])  # the last may speak of a checkpoint
 
 
 def test_a_killed_rank_is_named_and_takes_all_with_it(shell: Shell) -> None:

@@ -89,13 +89,13 @@ def _fill_machines(root: Node) -> None:
     nodes = _get(root, "slurm", "nodes")
     if _value(root, "engine") != "slurm" or nodes is None or not isinstance(root.value, dict):
         return
+    values = {key: _value(root, "slurm", key) for key in ("nodes", "gpus_per_node", "ranks_per_node")}
     try:
-        given = SlurmSpec.model_validate(yamltree.plain(root.value["slurm"]))
-    except ValidationError:
-        return
+        given = SlurmSpec.model_validate({key: value for key, value in values.items() if value is not None})
+    except ValidationError:  # told with all other values; until then one node stands for them
+        given = SlurmSpec(nodes=1)
     entries = [Node(nodes.place, nodes.place, text, text) for text in given.machines]
-    if entries:
-        root.value["machines"] = Node(nodes.place, nodes.place, entries)
+    root.value["machines"] = Node(nodes.place, nodes.place, list(entries))
 
 
 def _fill_stages(root: Node, broken: set[Keys]) -> list[Mistake]:
@@ -133,8 +133,6 @@ def _fill_engine(root: Node) -> list[Mistake]:
         engine = Node(given.place, given.place, "ssh" if elsewhere or _get(root, "container") else "local")
         root.value["engine"] = engine
     if engine is not None and engine.value == "slurm":
-        if _get(root, "slurm", "nodes") is not None:  # which is wrong, and told elsewhere
-            return []
         near = [(index, item) for index, (item, slots) in enumerate(entries) if slots and machines.is_local(slots)]
         hint = "is this machine; with engine slurm name its nodes, or give `slurm: {nodes: N}` and Slurm chooses them"
         return [Mistake(item.place, f"machines[{index}]", f"{item.value!r} {hint}") for index, item in near]
@@ -208,7 +206,8 @@ def _fill_read(root: Node, folder: Path) -> list[Mistake]:
     unread = _value(root, "data", "source") in (None, "python-stdlib")
     paths = [path for path in (*PATHS, *HELD_OUT) if path != ("data", "path") or not unread]
     mistakes = [mistake for path in paths for mistake in _fill_path(root, folder, *path)]
-    return [] if _value(root, "engine") == "ssh" else mistakes  # elsewhere, they are looked for there
+    inside = _value(root, "engine") == "slurm" and _get(root, "container") is not None
+    return [] if _value(root, "engine") == "ssh" or inside else mistakes  # elsewhere, they are looked for there
 
 
 def _fill_ssh(root: Node, folder: Path) -> list[Mistake]:

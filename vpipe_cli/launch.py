@@ -59,6 +59,7 @@ class Launch(Section):
     start_timeout: float = Field(description="seconds for all ranks to be ready")
     head: str = Field("", description="the host whose hostd decides; empty where there is no other")
     grace: float = Field(5.0, description="seconds between SIGTERM and SIGKILL")
+    log_limit: int = Field(0, description="bytes of a rank's log that are kept; 0: all of it")
     lock: str
     stop: str
     events: str
@@ -119,6 +120,7 @@ def resolve(
         restarts=spec.run.max_restarts,
         stall_timeout=spec.run.stall_timeout,
         start_timeout=spec.run.start_timeout,
+        log_limit=spec.run.log_limit << 20,
         head="" if shipped is None else slots[0].host,
         lock=str(there.lock),
         stop=str(there.stop),

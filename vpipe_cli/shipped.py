@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,17 +18,18 @@ if TYPE_CHECKING:
 NOT_BUILT = "not-built-yet"
 
 
-def to_ship(spec: ClusterSpec, build: bool) -> Shipped | None:
+def to_ship(spec: ClusterSpec, build: bool, line: Callable[[str], None] | None = None) -> Shipped | None:
     """Digests of code and image; None for the local engine, which sends nothing.
 
     Args:
         build: make the image if it is not there; otherwise it stays unnamed, as ``NOT_BUILT``.
+        line: told what the build prints.
     Raises:
         ImageError, PreflightError: the image cannot be made or read.
     """
     if spec.engine == "local":
         return None
-    image = _image(spec.container, build) if spec.container is not None else ""
+    image = _image(spec.container, build, line) if spec.container is not None else ""
     return Shipped(code().digest, image, user_code(folder).digest if (folder := user_folder(spec)) else "")
 
 
@@ -55,11 +57,11 @@ def user_code(folder: Path) -> Bundle:
     return folder_bundle(folder)
 
 
-def _image(container: ContainerSpec, build: bool) -> str:
+def _image(container: ContainerSpec, build: bool, line: Callable[[str], None] | None) -> str:
     from vpipe_cli.container.build import prepare
 
     if build or (container.image.endswith(".sif") and "://" not in container.image and Path(container.image).exists()):
-        return prepare(container.image, container.build_args).sha256
+        return prepare(container.image, container.build_args, line).sha256
     return NOT_BUILT
 
 

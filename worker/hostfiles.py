@@ -9,11 +9,11 @@ Requests, by ``op``:
 where   -> ``root`` (where vpipe keeps everything), ``address`` (the one this connection came in by, or empty),
            ``home``, ``name``
 towards ``peer`` -> ``address``, its own one that leads there
-sync    ``folder, ranks, host, top, have, only, logs`` -> ``files`` [name, kind, offset, size, mark], ``more``, ``alive``;
-           their bytes follow in order. ``have`` is what the client has: the size of files that only grow, the ``mark``
-           of others. ``top`` asks for the files of the run itself, which the head keeps; ``only`` for these names
-           alone; ``logs`` false leaves out those of the ranks. A file of the kind ``skips`` grows, and has a hole
-           between what the client has and ``offset``
+sync    ``folder, ranks, host, top, have, only, logs`` -> ``files`` [name, kind, offset, size, mark], ``more``,
+           ``alive``; their bytes follow in order. ``have`` is what the client has: the size of files that only grow,
+           the ``mark`` of others. ``top`` asks for the files of the run itself, which the head keeps; ``only`` for
+           these names alone; ``logs`` false leaves out those of the ranks. A file of the kind ``skips`` grows, and has
+           a hole between what the client has and ``offset``
 write   ``files`` {path: text} -> writes each whole and durably, mode 0600; folders 0700
 have    ``paths`` -> ``there``, those that exist
 start   ``argv, input, limit`` (seconds) -> ``code, out, err`` of a command that ends by itself

@@ -12,7 +12,7 @@ from tests.rig import wait_for, with_token
 from tests.testbed.host import Host
 from tests.testbed.network import Testbed
 from vpipe_cli import machines
-from vpipe_cli.engines import ENGINES
+from vpipe_cli.engines import ENGINES, bring_logs
 from vpipe_cli.launch import Launch, Surroundings, resolve
 from vpipe_cli.placing import Shipped
 from vpipe_cli.runs.state import Standing, standing
@@ -117,6 +117,7 @@ def states(run: Run) -> list[str]:
 
 def text(run: Run, rank: int, attempt: int = 1) -> str:
     """What a rank printed, as the client has it."""
+    bring_logs(run, 10.0)
     lines = run.files.log(attempt, rank).read_text().splitlines()
     return "\n".join(line.split(" ", 2)[2] for line in lines)
 

@@ -75,16 +75,12 @@ def checkpoint_of(origin: str, resolved: Launch) -> Checkpoint:
 
 
 def resolve_spec(spec: ClusterSpec, build: bool = True) -> Launch:
-    """The launch of a job as a new run of this machine; its image is built if there is none and ``build`` says so."""
-    from vpipe_cli import machines
-    from vpipe_cli.launch import Surroundings, resolve
-    from vpipe_cli.runs.store import folder_of, new_id
-    from vpipe_cli.shipped import to_ship
-    from worker.spec.files import RunFiles
+    """The launch of a job as a new run of this machine; a build of its image is shown on standard error."""
+    from vpipe_cli.render.images import Building
+    from vpipe_cli.starting import work_out
 
-    run = new_id(spec.name) if build else f"{spec.name}-00000000-000000-0000"  # alike whenever it is printed
-    slots, shipped = machines.slots(spec.machines), to_ship(spec, build)
-    return resolve(spec, run, RunFiles(folder_of(run)), slots, Surroundings.here(), shipped=shipped)
+    with Building() as building:
+        return work_out(spec, build=build, line=building)
 
 
 def _show(resolved: Launch, output: str) -> None:
@@ -96,18 +92,15 @@ def _show(resolved: Launch, output: str) -> None:
 def start(
     resolved: Launch, path: Path, overrides: list[str], folder: Path | None, checkpoint: Checkpoint | None
 ) -> Run:
-    from vpipe_cli import checkpoints, config, request
-    from vpipe_cli.engines import ENGINES
-    from vpipe_cli.runs.store import create
+    """Check and start what was resolved; an image on its way to its hosts is shown on standard error."""
+    from vpipe_cli import starting
+    from vpipe_cli.render.images import Shipping
 
-    text = config.read(path)
-    ENGINES[resolved.job.spec.engine].check(resolved)
-    run = create(resolved.run, resolved.job.spec.engine)
-    request.keep(run.files, path, overrides, folder)
-    if checkpoint:
-        checkpoints.give(checkpoint, run.files)
-    ENGINES[run.engine].start(run, resolved, text)
-    return run
+    starting.checked(resolved)
+    if not (resolved.head and resolved.image):
+        return starting.start(resolved, path, overrides, folder, checkpoint)
+    with Shipping(only_news=True) as shipping:
+        return starting.start(resolved, path, overrides, folder, checkpoint, shipping)
 
 
 def _introduce(run: Run, output: str) -> None:

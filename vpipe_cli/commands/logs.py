@@ -51,7 +51,7 @@ def logs(
     found = find(run)
     choice = Choice(rank, stage, host, attempt, every)
     if sync is not None:
-        for path, count in copy(found, choice, sync):
+        for path, count in copy(found, choice, sync, _say):
             typer.echo(f"{path}  {count} bytes new")
         return
     now = datetime.now(timezone.utc)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from vpipe_cli.container.ship import Progress
 from vpipe_cli.launch import Launch
 from vpipe_cli.runs.store import Run
 
@@ -18,11 +19,12 @@ class Engine(Protocol):
             PreflightError: names the rank and what is missing.
         """
 
-    def start(self, run: Run, launch: Launch, cluster: str) -> None:
+    def start(self, run: Run, launch: Launch, cluster: str, progress: Progress | None = None) -> None:
         """Write the run's files and start it; return once it lives without this process.
 
         Args:
             cluster: cluster.yml as the user gave it.
+            progress: told how far each host has the image, where one is sent.
         Raises:
             PreflightError: if it cannot be started here.
         """

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vpipe_cli.container.ship import Progress
 from vpipe_cli.launch import Launch
 from vpipe_cli.runs.store import Run
 from worker import errors
@@ -35,7 +36,7 @@ class LocalEngine:
                 "write machines: [cpu*N]; docs/roadmap.md says what is not there yet",
             )
 
-    def start(self, run: Run, launch: Launch, cluster: str) -> None:
+    def start(self, run: Run, launch: Launch, cluster: str, progress: Progress | None = None) -> None:
         """Write the run's files and start hostd. Raises PreflightError with what hostd had to say."""
         try:
             write_files(run.files, launch, cluster)

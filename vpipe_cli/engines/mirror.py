@@ -2,7 +2,8 @@
 
 Files that grow are asked for from the size of the copy on, and written at that offset: two clients that do so at once
 write the same bytes to the same places. What the head says of the run is written down last, so that whoever reads here
-that the run has ended finds everything else here too.
+that the run has ended finds everything else here too; but what ranks print, of which there may be gigabytes, is left
+where it is as long as they print, and behind ``AT_ONCE`` until somebody asks for it (``RunFiles.logs_whole``).
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from typing import Any
 from vpipe_cli.engines.hosts import HostFiles
 from vpipe_cli.transport.base import Transport
 from worker.errors import PreflightError, VpipeError
-from worker.spec.files import RunFiles, write_atomic
+from worker.spec.files import RunFiles, read_events, write_atomic
+from worker.spec.records import FINAL
 
 AGAIN = 0.5  # seconds between two passes
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 EVENTS = "events.jsonl"
 ALL_OF_IT = 2**62
 SYNC_LIMIT = 30.0  # seconds for one answer
+AT_ONCE = 32 << 20  # bytes of a host's logs that come unasked, once its ranks have ended
 
 Connect = Callable[[Sequence[str]], tuple[dict[str, Transport], dict[str, VpipeError]]]
 """Transports of those of some hosts that answer, and why the others do not."""
@@ -51,20 +54,37 @@ class Mirror:
         self._thread: threading.Thread | None = None
         self._passed = 0.0
         self.passes = 0
+        self._all_logs = self._over = False
+        self._whole: set[str] = set()
 
     @property
     def members(self) -> list[str]:
         """All hosts but the head's."""
         return [host for host in self._folders if host != self.head]
 
-    def refresh(self, wait: float, at_once: bool = False) -> None:
-        """Begin a pass, unless one runs or (not ``at_once``) has just ended; wait for its end at most ``wait`` s."""
-        running = self._thread is not None and self._thread.is_alive()
-        if not running and (at_once or time.monotonic() - self._passed > AGAIN or not self.passes):
+    def refresh(self, wait: float, at_once: bool = False, logs: bool = False) -> None:
+        """Begin a pass, unless one runs or (not ``at_once``) has just ended; wait for its end at most ``wait`` s.
+
+        Args:
+            logs: bring all there is of the ranks' logs, however much that is.
+        """
+        until = time.monotonic() + wait
+        if logs and not self._all_logs and self.busy:
+            self._join(wait)
+        if not self.busy and (at_once or logs or time.monotonic() - self._passed > AGAIN or not self.passes):
+            self._all_logs = logs
             self._thread = threading.Thread(target=self._pass, daemon=True)
             self._thread.start()
+        self._join(until - time.monotonic())
+
+    @property
+    def busy(self) -> bool:
+        """Whether a pass is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def _join(self, seconds: float) -> None:
         if self._thread is not None:
-            self._thread.join(wait)
+            self._thread.join(max(0.0, min(seconds, threading.TIMEOUT_MAX)))
 
     def close(self) -> None:
         """End all connections."""
@@ -103,11 +123,14 @@ class Mirror:
     def _look(self) -> None:
         """First what the head says of the run, then all else, then writing the first down."""
         self._reach()
-        events = self._attempt(self.head, self._events)
+        events = self._attempt(self.head, self._events) or []
+        self._over = self._over or _ends(self._files, b"".join(data for _, data in events))
         with ThreadPoolExecutor(max(1, len(self._servers))) as pool:
             list(pool.map(lambda host: self._attempt(host, self._copy), list(self._servers)))
-        for offset, data in events or []:
+        for offset, data in events:
             self._append(self._files.events, offset, data)
+        if self._over and self._whole == set(self._folders) and not self._files.logs_whole.exists():
+            write_atomic(self._files.logs_whole, "")
 
     def _reach(self) -> None:
         """Connect to hosts that have no server; those that cannot be reached are tried again in the next pass."""
@@ -154,15 +177,25 @@ class Mirror:
         return found
 
     def _copy(self, host: str) -> None:
-        """Everything else that is new on a host."""
-        more = True
-        while more:
-            answer, data = self._sync(host, have=self._have(host))
+        """Everything else that is new on a host; what its ranks printed once they have ended, or if it is asked for."""
+        alive, _ = self._bring(host, None, logs=False)
+        if self._all_logs or self._over or not alive:
+            _, whole = self._bring(host, None if self._all_logs else AT_ONCE, logs=True)
+            if whole and not alive and self._over:
+                self._whole.add(host)
+        self._lives[host] = alive
+
+    def _bring(self, host: str, most: int | None, logs: bool) -> tuple[bool, bool]:
+        """Take what is new until ``most`` bytes have come; whether the host's hostd lives, and whether that was all."""
+        took = 0
+        while True:
+            answer, data = self._sync(host, have=self._have(host), logs=logs)
+            took += len(data)
             for name, kind, offset, length, mark in answer["files"]:
                 piece, data = data[:length], data[length:]
                 self._take(host, name, kind, offset, piece, mark)
-            more = answer["more"]
-        self._lives[host] = answer["alive"]
+            if not answer["more"] or (most is not None and took >= most):
+                return answer["alive"], not answer["more"]
 
     def _sync(self, host: str, **fields: Any) -> tuple[dict[str, Any], bytes]:
         place = {"folder": self._folders[host], "ranks": self._ranks[host], "host": host}
@@ -184,16 +217,16 @@ class Mirror:
             raise PreflightError(f"{host} offers a file named {name!r}")
         path = self._files.folder / name
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        if kind == "grows":
-            self._append(path, offset, data)
+        if kind in ("grows", "skips"):
+            self._append(path, offset, data, hole=kind == "skips")
         else:
             write_atomic(path, data.decode(errors="replace"))
             self._marks[host, name] = mark
 
-    def _append(self, path: Path, offset: int, data: bytes) -> None:
+    def _append(self, path: Path, offset: int, data: bytes, hole: bool = False) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
-            if os.fstat(descriptor).st_size >= offset:  # never a hole
+            if hole or os.fstat(descriptor).st_size >= offset:  # no hole but those that the host has
                 os.pwrite(descriptor, data, offset)
         finally:
             os.close(descriptor)
@@ -201,3 +234,10 @@ class Mirror:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def _ends(files: RunFiles, new: bytes) -> bool:
+    """Whether the events here, or what is new of them, say that the run has ended."""
+    if any(event.get("event") == "state" and event.get("state") in FINAL for event in read_events(files.events)):
+        return True
+    return any(f'"state":"{state}"'.encode() in new for state in FINAL)

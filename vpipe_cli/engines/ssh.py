@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 from vpipe_cli.container.build import prepare
+from vpipe_cli.container.ship import Progress
 from vpipe_cli.engines import saved
 from vpipe_cli.engines.hosts import HostFiles
 from vpipe_cli.engines.local import is_locked, write_files
@@ -51,7 +52,7 @@ class SshEngine:
             refuse(examine(hosts, launch.job.spec, quick=True))
             _look_for_data(launch, hosts)
 
-    def start(self, run: Run, launch: Launch, cluster: str) -> None:
+    def start(self, run: Run, launch: Launch, cluster: str, progress: Progress | None = None) -> None:
         """Ship the run and start it. Raises PreflightError, UnreachableError; then nothing of it is left to begin."""
         with _launching(run):
             try:
@@ -59,15 +60,15 @@ class SshEngine:
                 self._event(run, "shipping")
                 with self._reached(launch) as hosts, ExitStack() as stack:
                     servers = {host: stack.enter_context(HostFiles(hosts[host])) for host in _hosts_of(launch)}
-                    self._start(run, Shipment(launch, hosts, servers), launch.job.spec)
+                    self._start(run, Shipment(launch, hosts, servers), launch.job.spec, progress)
             except BaseException as error:
                 self._abandon(run, error)
                 raise
 
-    def _start(self, run: Run, shipment: Shipment, spec: ClusterSpec) -> None:
+    def _start(self, run: Run, shipment: Shipment, spec: ClusterSpec, progress: Progress | None) -> None:
         write_atomic(run.files.hosts, json.dumps(shipment.folders, indent=1) + "\n")
         image = prepare(spec.container.image, spec.container.build_args) if spec.container else None
-        shipment.send(run.files.events.read_text(), image, None)
+        shipment.send(run.files.events.read_text(), image, progress)
         saved.send(run.files, shipment.hosts, shipment.folders)
         shipment.start()
 
@@ -80,6 +81,23 @@ class SshEngine:
         mirror.refresh(default if wait is None else wait, at_once=wait is not None)
         if words := _last_words(run, mirror):
             append_event(run.files.events, {"time": time.time(), "event": "state", "state": "lost", **words})
+        self._let_go(run)
+
+    def _let_go(self, run: Run) -> None:
+        """Keep no connections for a run of which everything is here: a sweep has many."""
+        if run.files.logs_whole.exists() and (mirror := self._mirrors.get(run.id)) and not mirror.busy:
+            self._mirrors.pop(run.id).close()
+
+    def bring_logs(self, run: Run, wait: float) -> dict[str, VpipeError]:
+        """Copy all there is of the ranks' logs, as far as that is done in ``wait`` seconds; it goes on behind the
+        caller's back. Returns why hosts did not answer."""
+        mirror = None if run.files.logs_whole.exists() else self._mirror(run)
+        if mirror is None or is_locked(run.files.lock):
+            return {}
+        mirror.refresh(wait, at_once=True, logs=True)
+        errors = dict(mirror.errors)
+        self._let_go(run)
+        return errors
 
     def alive(self, run: Run) -> bool | None:
         """Whether the run is being launched, or its head lives; None where the head does not answer."""

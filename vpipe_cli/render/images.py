@@ -98,9 +98,14 @@ class Building:
 
 
 class Shipping:
-    """One row per host: how much it has, how fast it comes, from where; plain lines where nothing can be drawn."""
+    """One row per host: how much it has, how fast it comes, from where; plain lines where nothing can be drawn.
 
-    def __init__(self) -> None:
+    Args:
+        only_news: say nothing of hosts that have the image already.
+    """
+
+    def __init__(self, only_news: bool = False) -> None:
+        self._only_news = only_news
         self._console = console(sys.stderr)
         self._live: Any = None
         self._lock = Lock()
@@ -116,6 +121,8 @@ class Shipping:
 
     def __call__(self, step: Step) -> None:
         """Take note of how far a host is; from any thread."""
+        if self._only_news and step.what == "present":
+            return
         with self._lock:
             before = self._rows.get(step.host)
             moving = before and before[0].what == step.what

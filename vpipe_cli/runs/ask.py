@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from vpipe_cli.engines import bring_logs
 from vpipe_cli.runs import logs
 from vpipe_cli.runs.job import placed_job
 from vpipe_cli.runs.logs import Source
@@ -26,6 +28,9 @@ from worker.spec.job import Job
 from worker.spec.records import FINAL
 
 CHUNK = 1 << 20
+BRING_LIMIT = 5.0  # seconds to bring the logs of a run that has ended, before its hosts are asked instead
+NO_LIMIT = 1e6
+LOOK_AGAIN = 3.0  # seconds between two looks at whether a run that is followed has ended
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ def ask(
 ) -> Iterator[tuple[list[Source], Iterator[list[Entry]]]]:
     """The logs that are meant (the list may grow), and the lines that answer the query.
 
-    Those of a run on other hosts are asked for there, unless it has ended: then all of them are here.
+    Those of a run on other hosts are asked for there, unless all of them are here; where a host of a run that has
+    ended does not answer, what had come by then is shown.
 
     Args:
         pause: called between two looks while a run is followed.
@@ -71,22 +77,50 @@ def ask(
         return choice.sources(run, job, first)
 
     find()  # a mistake in the choice is told before anything is connected to
-    if not run.files.hosts.exists() or said_to_have_ended(run):
+    if not run.files.hosts.exists() or _are_here(run, query, say):
         local = LocalReader(find, query)
         yield local.sources, batches(local, query, lambda: ended(run), pause)
         return
     with ExitStack() as stack:
-        reader = RemoteReader(find, query, json.loads(run.files.hosts.read_bytes()), _dialler(job, stack), say)
+        reader = RemoteReader(find, query, json.loads(run.files.hosts.read_bytes()), dialler(job, stack), say)
         stack.callback(reader.close)
-        yield reader.sources, batches(reader, query, lambda: query.follow and reader.quiet and ended(run), pause)
+        yield reader.sources, batches(reader, query, _finished(run, reader, query), pause)
 
 
-def said_to_have_ended(run: Run) -> bool:
-    """Whether the run's folder here says that it has ended. That is written last: then everything is here."""
+def _finished(run: Run, reader: RemoteReader, query: Query) -> Callable[[], bool]:
+    """Whether a reader that follows has read all there is, and nobody writes any more. A rank that left no exit record
+    would never say so, so that the run is looked at now and then."""
+    over, next_look = False, time.monotonic() + LOOK_AGAIN
+
+    def finished() -> bool:
+        nonlocal over, next_look
+        if query.follow and not over and (reader.quiet or time.monotonic() > next_look):
+            next_look = time.monotonic() + LOOK_AGAIN
+            if over := ended(run):
+                reader.finish()
+                return False
+        return over and reader.quiet
+
+    return finished
+
+
+def _are_here(run: Run, query: Query, say: Callable[[str], None]) -> bool:
+    """Whether the logs on this machine are all that can be had of a run on other hosts."""
+    if run.files.logs_whole.exists():
+        return True
+    if not _said_to_have_ended(run):
+        return False
+    missing = bring_logs(run, BRING_LIMIT)
+    for host, error in missing.items():
+        say(f"{host}: {error.message.splitlines()[0].removeprefix(f'{host}: ')}; what had come from there is shown")
+    return bool(missing) or run.files.logs_whole.exists()
+
+
+def _said_to_have_ended(run: Run) -> bool:
     return any(event.get("state") in FINAL for event in read_events(run.files.events) if event.get("event") == "state")
 
 
-def _dialler(job: Job, stack: ExitStack) -> Callable[[str], Transport]:
+def dialler(job: Job, stack: ExitStack) -> Callable[[str], Transport]:
     """Connects to one host at a time, and again whenever it is asked to."""
 
     def dial(host: str) -> Transport:
@@ -95,9 +129,15 @@ def _dialler(job: Job, stack: ExitStack) -> Callable[[str], Transport]:
     return dial
 
 
-def copy(run: Run, choice: Choice, folder: Path) -> Iterator[tuple[Path, int]]:
-    """Append to copies below ``folder`` what is new in the logs; each copy, and how many bytes it has got."""
+def copy(run: Run, choice: Choice, folder: Path, say: Callable[[str], None]) -> Iterator[tuple[Path, int]]:
+    """Append to copies below ``folder`` what is new in the logs; each copy, and how many bytes it has got.
+
+    Args:
+        say: told which host does not answer.
+    """
     job, first = placed_job(run), choice.first(run)
+    for host, error in bring_logs(run, NO_LIMIT).items():
+        say(f"{host}: {error.message.splitlines()[0].removeprefix(f'{host}: ')}")
     for source in choice.sources(run, job, first):
         if source.path.exists():
             target = folder / run.id / f"attempt-{source.attempt}" / source.path.name

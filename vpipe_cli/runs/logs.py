@@ -94,16 +94,20 @@ def read(chosen: Sequence[Source], cursor: Cursor, *, rest: bool = False) -> Ite
 
     A line still being written comes with the next read, or with ``rest``, when nobody writes any more.
     """
-    for batch in merge.merged([_tracked(source, cursor, rest) for source in chosen]):
+
+    def blocks(source: Source) -> Iterator[Block]:
+        return tracked(source, logfilter.blocks(str(source.path), cursor.get(source.key, 0), rest), cursor)
+
+    for batch in merge.merged([blocks(source) for source in chosen]):
         for entry in batch:
             source = chosen[entry[1]]
             cursor[source.key] += len(entry[2]) + 1
             yield record(entry, source)
 
 
-def _tracked(source: Source, cursor: Cursor, rest: bool) -> Iterator[Block]:
+def tracked(source: Source, stream: Iterator[Block], cursor: Cursor) -> Iterator[Block]:
     """The blocks of a log, ``cursor`` at the beginning of each when it is handed out."""
-    for end, data in logfilter.blocks(str(source.path), cursor.get(source.key, 0), rest):
+    for end, data in stream:
         cursor[source.key] = end - len(data)
         yield end, data
         cursor[source.key] = end

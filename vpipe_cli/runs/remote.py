@@ -86,7 +86,7 @@ class HostLogs:
         self._cursor: Cursor = {}
         self._waiting: dict[int, deque[Block]] = {}
         self._channel: Channelled | None = None
-        self._passed = self.ended = self.lost = False
+        self._passed = self._last = self.ended = self.lost = False
         self._not_before = 0.0
 
     def add(self, number: int, source: Source) -> None:
@@ -107,6 +107,12 @@ class HostLogs:
             if not self._waiting[number]:
                 return
             yield self._waiting[number].popleft()
+
+    def finish(self) -> None:
+        """Nobody writes any more: ask once for what is left, and wait for a host that does not answer no longer."""
+        if not self._last:
+            self.close()
+            self._last, self.lost, self._not_before = True, False, 0.0
 
     def close(self) -> None:
         """End the connection; the next pass makes another."""
@@ -146,7 +152,7 @@ class HostLogs:
             raise UnreachableError(f"{self._host}: {message}", getattr(error, "hint", ""))
         if not self.lost:
             self._say(f"{self._host}: {message}; trying again")
-        self.lost, self._not_before = True, time.monotonic() + AGAIN
+        self.lost, self._not_before = True, float("inf") if self._last else time.monotonic() + AGAIN
 
     def _open(self) -> Channelled:
         query = self._query
@@ -161,7 +167,7 @@ class HostLogs:
             "until": query.until,
             "grep": query.grep,
             "tail": None if again else query.tail,
-            "follow": query.follow,
+            "follow": query.follow and not self._last,
         }
         return Channelled(send.start(self._dial(self._host), logfilter.__file__, request, timeout=SILENCE))
 
@@ -207,6 +213,11 @@ class RemoteReader:
         for host in self._hosts.values():
             host.begin()
         return [self._hosts[source.host].blocks(number) for number, source in enumerate(self.sources)]
+
+    def finish(self) -> None:
+        """The run has ended: what is left is asked for once more; after that ``quiet`` says that this was all."""
+        for host in self._hosts.values():
+            host.finish()
 
     def close(self) -> None:
         """End all connections."""

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from itertools import islice
 from types import FrameType
 
@@ -16,6 +17,7 @@ from vpipe_cli.render.live import Frame
 from vpipe_cli.render.summary import left, summary
 from vpipe_cli.render.view import KEPT, Style, View, view
 from vpipe_cli.runs import logs
+from vpipe_cli.runs.feed import feed
 from vpipe_cli.runs.job import placed_job
 from vpipe_cli.runs.metrics import Meter
 from vpipe_cli.runs.outcome import outcome
@@ -50,8 +52,12 @@ def follow(run: Run, output: str = "text", style: Style = "auto") -> State:
         console(stream).print(left(run.id, asked_to_stop=False))
         return waits
     job = placed_job(run)
-    with Interrupts() as interrupts, view(style, logs.sources(run.files, job), stream) as shown:
-        state = _until_end(run, Watcher(run, job, shown).look, interrupts)
+    with (
+        Interrupts() as interrupts,
+        view(style, logs.sources(run.files, job), stream) as shown,
+        closing(Watcher(run, job, shown)) as watcher,
+    ):
+        state = _until_end(run, watcher.look, interrupts)
     target = console(stream)
     if state in FINAL:
         height = target.height if target.is_terminal else None
@@ -120,24 +126,18 @@ class Watcher:
 
     def __init__(self, run: Run, job: Job, shown: View) -> None:
         self._run, self._job, self._view = run, job, shown
-        self._attempt = logs.attempts(run.files)[0]
-        self._sources = logs.sources(run.files, job, self._attempt)
-        self._follow_attempts(logs.attempts(run.files)[-1])
+        self._feed = feed(run, job, logs.attempts(run.files)[-1])
         self._meter = Meter(run.files, job)
-        self._cursor: logs.Cursor = {}
         if shown.newest_only:
-            for record in logs.last(self._sources, self._cursor, KEPT):
+            for record in self._feed.last(KEPT):
                 shown.log(record)
 
     def look(self, notice: str = "") -> State:
         """Show the run as it stands now; in a final state, all there is of it."""
         now = standing(self._run)  # before reading: what was written before the end is then read
         ended = now.state in FINAL
-        if ended:  # another command may have heard of the end before this one had all logs
-            ENGINES[self._run.engine].refresh(self._run, LAST_LOOK)
-        self._follow_attempts(now.attempt)
-        records = logs.read(self._sources, self._cursor, rest=ended)
-        for record in records if ended else islice(records, AT_ONCE):
+        self._feed.extend(now.attempt)
+        for record in self._feed.finish(LAST_LOOK) if ended else islice(self._feed.new(), AT_ONCE):
             self._view.log(record)
         self._meter.update()
         at = _end_of(self._run) if ended else time.time()
@@ -147,11 +147,9 @@ class Watcher:
         self._view.show(frame)
         return now.state
 
-    def _follow_attempts(self, newest: int) -> None:
-        """Read the logs of every attempt so far; a restart opens new ones."""
-        while newest > self._attempt:
-            self._attempt += 1
-            self._sources += logs.sources(self._run.files, self._job, self._attempt)
+    def close(self) -> None:
+        """Look no more."""
+        self._feed.close()
 
 
 def _end_of(run: Run) -> float:

@@ -7,6 +7,7 @@ head.py       decides for all machines: starts, readiness, hangs, the verdict, r
 member.py     every other machine: obeys the head and tells it everything; ends its ranks when the head is gone
 crew.py       the ranks of this machine during one attempt
 rank.py       one worker process: its argv, its log, its exit record
+log.py        a rank's log, within its limit
 link.py       authenticated messages between head and member
 loop.py       one thread: pipes, signals, children
 address.py    which local address and interface lead to a peer

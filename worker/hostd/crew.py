@@ -8,6 +8,7 @@ import time
 from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
+from .log import LIMIT
 from .loop import Loop, ended_children
 from .processes import find_strays, kill
 from .rank import Rank, Stream, for_attempt
@@ -29,7 +30,8 @@ class Crew:
         self._launch, self._loop, self._report = launch, loop, report
         self._run, self._host = launch["run"], launch.get("host", "localhost")
         self.folder = os.path.join(os.path.dirname(launch["attempt_folder"]), f"attempt-{attempt}")
-        self.ranks = [Rank(for_attempt(spec, self.folder, attempt)) for spec in launch["ranks"]]
+        limit = launch.get("log_limit", LIMIT)
+        self.ranks = [Rank(for_attempt(spec, self.folder, attempt), limit) for spec in launch["ranks"]]
         self._attempt = attempt
         self._why = ""
         self._ladder: List[Tuple[float, Callable[[], None]]] = []
@@ -67,6 +69,9 @@ class Crew:
         """Look at everything once. Never waits."""
         self._reap()
         self._look_for_ready()
+        for rank in self.ranks:
+            for stream in rank.streams:
+                stream.flush()
         while self._ladder and time.monotonic() >= self._ladder[0][0]:
             self._ladder.pop(0)[1]()
         if not self.alive and not self.done:

@@ -7,13 +7,17 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections import deque
 from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
 
+from .log import LIMIT, RankLog
 from .processes import die_with, stat_of, workers
 from .words import Appender, note, now, read_object, signal_name, stamp, write_atomic
 
 LINE_LIMIT = 64 * 1024
+SILENCE = 1.0  # seconds after which the beginning of a line is written, though its end may still come
+PATIENCE = 10.0  # and so long after it began, where it is never silent: a progress bar that is redrawn
 F_GETPIPE_SZ = 1032
 PROGRESS_BYTES = 1024
 MEANING = {
@@ -33,6 +37,7 @@ class Stream:
         os.set_blocking(fd, False)
         self.fd, self._letter, self._log, self._last = fd, letter, log, last
         self._partial = b""
+        self._began = self._grew = 0.0  # when the partial line did
         self._open = True
 
     def close(self) -> None:
@@ -55,12 +60,21 @@ class Stream:
         except OSError:
             data = b""
         lines = (self._partial + data).split(b"\n")
+        self._grew = time.monotonic()
+        self._began = self._began if self._partial and len(lines) == 1 else self._grew
         self._partial = lines.pop()
         if self._partial and (not data or len(self._partial) > LINE_LIMIT):
             lines.append(self._partial)
             self._partial = b""
         self._record(lines)
         return len(data)
+
+    def flush(self) -> None:
+        """Write a line without its end that has waited long enough, as a record of its own."""
+        moment = time.monotonic()
+        if self._partial and (moment - self._grew > SILENCE or moment - self._began > PATIENCE):
+            self._record([self._partial])
+            self._partial = b""
 
     def drain(self) -> None:
         """Move all that an ended rank can have left in the pipe, even while a stray goes on writing into it."""
@@ -82,9 +96,9 @@ class Stream:
 
 
 class Rank:
-    """One worker process. ``spec`` is its part of the launch, for the attempt at hand."""
+    """One worker process. ``spec`` is its part of the launch, for the attempt at hand; its log is cut at ``limit``."""
 
-    def __init__(self, spec: Dict[str, Any]) -> None:
+    def __init__(self, spec: Dict[str, Any], limit: int = LIMIT) -> None:
         self.spec = spec
         self.number: int = spec["rank"]
         self.pid = 0
@@ -93,7 +107,7 @@ class Rank:
         self.exit: Optional[Dict[str, Any]] = None
         self.streams: List[Stream] = []
         self._inside: List[int] = []
-        self._log = Appender(spec["log"])
+        self._log = RankLog(spec["log"], limit)
         self._last: Deque[Tuple[str, bytes]] = deque(maxlen=30)
 
     def start(self, env: Dict[str, str], fds: Sequence[int]) -> None:

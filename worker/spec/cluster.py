@@ -193,6 +193,9 @@ class RunSpec(Section):
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="new attempts after one that failed, each from the newest checkpoint"
     )
+    log_limit: Annotated[int, Field(ge=0, le=2**20)] = Field(
+        1024, description="MiB of a rank's log that are kept, its first half and its newest part; 0: all of it"
+    )
 
     @property
     def wait_limit(self) -> float:
