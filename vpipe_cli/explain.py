@@ -201,8 +201,12 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any], _Located], str]] = {
     "too_short": lambda c, f: f"must have {c['min_length']} or more entries, has {c['actual_length']}",
     "too_long": lambda c, f: f"must have at most {c['max_length']} entries, has {c['actual_length']}",
     "string_too_short": lambda c, f: "must not be empty",
-    "string_pattern_mismatch": lambda c, f: f"cannot be {_shown(f.node)}; it {_schema_at(f.tagged)['description']}",
+    "string_pattern_mismatch": lambda c, f: f"cannot be {_shown(f.node)}; it {_form(f)}",
 }
+
+
+def _form(found: _Located) -> str:
+    return str(_schema_at(found.tagged).get("description", "has another form: see `vpipe config schema`"))
 
 
 def _wrong_kind(found: _Located) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-
 MOST = 50
 
 
@@ -50,5 +49,3 @@ def _age(entry: os.DirEntry[str]) -> float:
         return -entry.stat().st_mtime
     except OSError:
         return 0.0
-
-

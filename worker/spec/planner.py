@@ -17,7 +17,13 @@ UNITS: dict[str, int] = {"": 1, "B": 1} | {
 }
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
-Size = Annotated[str, Field(pattern=r"^\s*[0-9]+(\.[0-9]+)?\s*([KMGT]i?)?B?\s*$")] | Count
+Size = (
+    Annotated[
+        str,
+        Field(pattern=r"^\s*[0-9]+(\.[0-9]+)?\s*([KMGT]i?)?B?\s*$", description="is bytes: a number, or such as 16GiB"),
+    ]
+    | Count
+)
 """Bytes: a number, or text such as 16GiB or 800 MB."""
 
 
