@@ -116,6 +116,10 @@ class Mirror:
             if self._lives.get(self.head) is False and self.alive.get(self.head) is not False:
                 self._look()
             self.alive.update(self._lives)
+        except FileNotFoundError:
+            if self._files.folder.is_dir():
+                raise
+            # The run was removed while it was being copied: there is nothing left to bring up to date.
         finally:
             self._passed = time.monotonic()
             self.passes += 1
