@@ -347,7 +347,7 @@ def sleep(hidden: Tensor) -> Tensor:
 
 
 def test_a_rank_that_is_stuck_is_named_by_those_who_wait(tmp_path: Path) -> None:
-    whole = job([1, 4], timeout=2.0)
+    whole = job([1, 4], timeout=0.2)
     waiting, stuck = harness.failures(whole, odd_model(sleep), Marked(), tmp_path)
     assert isinstance(waiting, StallError)
     assert waiting.message == "waited too long for gradient of hidden into stage 0 of minibatch 4, rank 1 -> rank 0"

@@ -134,7 +134,7 @@ class Crew:
     def _sweep(self) -> None:
         """Kill what ranks have left behind; once nothing is left, or after ``SWEEP`` seconds, this crew is done."""
         self._sweep_until = self._sweep_until or time.monotonic() + SWEEP
-        strays = find_strays(self._run, self._host)
+        strays = find_strays(self._run, self._host, adopted=True)
         for pid in strays:
             note(f"killing process {pid}, left behind by a rank {kill(pid)}".rstrip())
         if strays and time.monotonic() < self._sweep_until:

@@ -58,14 +58,17 @@ def _close(fd: int) -> None:
         pass
 
 
-def find_strays(run: str, host: str = "") -> List[int]:
-    """Processes that carry the token of the run (and of this host of it), and orphans whatever they carry."""
+def find_strays(run: str, host: str = "", adopted: bool = False) -> List[int]:
+    """Processes that carry the token of the run (and of this host of it).
+
+    ``adopted``: and this process's children, whatever they carry; for hostd, to whom orphans of ranks come.
+    """
     wanted = {f"VPIPE_RUN={run}".encode()} | ({f"VPIPE_HOST={host}".encode()} if host else set())
     me = os.getpid()
     strays = []
     for pid, environ in _with_environ():
         state, parent = stat_of(pid)
-        if pid != me and state not in "ZX" and (wanted <= set(environ.split(b"\0")) or parent == me):
+        if pid != me and state not in "ZX" and (wanted <= set(environ.split(b"\0")) or (adopted and parent == me)):
             strays.append(pid)
     return strays
 
