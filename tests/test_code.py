@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def test_the_worker_arrives_and_runs(tmp_path: Path) -> None:
     bundle = worker_bundle()
     paths = ship_code(hosts, bundle)
     assert paths == {host: str(tmp_path / host / "code" / bundle.digest) for host in hosts}
-    asked = hosts["a"].run(["env", f"PYTHONPATH={paths['a']}", "python3", "-m", "worker", "--help"], timeout=60)
+    asked = hosts["a"].run(["env", f"PYTHONPATH={paths['a']}", sys.executable, "-m", "worker", "--help"], timeout=60)
     assert asked.code == 0 and b"python -m worker" in asked.stdout
     assert bundle.size < 2 << 20, "kilobytes at each launch"
 

@@ -299,6 +299,18 @@ def test_events_are_sealed_as_the_specification_seals_them(tmp_path: Path) -> No
     assert list(read_events(tmp_path / "events")) == [record]
 
 
+def test_an_event_after_one_torn_by_a_killed_writer_stands_on_its_own_line(tmp_path: Path) -> None:
+    appender = words.Appender(str(tmp_path / "events"))
+    for number in range(2):
+        with open(tmp_path / "events", "ab") as killed:
+            killed.write(seal({"number": "torn"}).encode()[:-9])
+        append_event(tmp_path / "events", {"number": 2 * number})
+        with open(tmp_path / "events", "ab") as killed:
+            killed.write(b'{"number')
+        appender.write(words.seal({"number": 2 * number + 1}).encode())
+    assert [event["number"] for event in read_events(tmp_path / "events")] == [0, 1, 2, 3]
+
+
 def test_a_bare_host_can_run_it() -> None:
     for path in HOSTD.glob("*.py"):
         tree = ast.parse(path.read_text(), feature_version=(3, 8))

@@ -22,22 +22,22 @@ class Appender:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._torn = False
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
 
     def write(self, lines: bytes, durable: bool = False) -> None:
-        """Append whole lines in one write, on a line of their own even after a torn one."""
-        rest = b"\n" + lines if self._torn else lines
-        size = len(rest)
+        """Append whole lines in one write, on a line of their own even after one that any writer left torn."""
         try:
+            rest = (b"\n" if self._torn() else b"") + lines
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
             if durable:
                 os.fsync(self._fd)
         except OSError as error:
             note(f"cannot write {self._path}: {error}")
-        if len(rest) < size:
-            self._torn = bool(rest)
+
+    def _torn(self) -> bool:
+        size = os.fstat(self._fd).st_size
+        return size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
 
     def close(self) -> None:
         """Nothing more will be written."""

@@ -182,13 +182,21 @@ def seal(record: dict[str, Any]) -> str:
 
 
 def append_event(path: Path, record: dict[str, Any]) -> None:
-    """Append one sealed event, durably."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    """Append one sealed event, durably, on a line of its own even after one that a killed writer left torn."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        os.write(descriptor, seal(record).encode())
+        rest = (b"\n" if _torn(descriptor) else b"") + seal(record).encode()
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _torn(descriptor: int) -> bool:
+    """Whether the file's last line was begun and not ended. hostd has its twin."""
+    size = os.fstat(descriptor).st_size
+    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
