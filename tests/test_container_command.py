@@ -142,10 +142,10 @@ connection, _ = socket.socket(fileno=int(sys.argv[1])).accept()
 print(connection.makefile().readline(), end="")
 """
 TREE = """
-import signal, subprocess, sys, time
-signal.signal(signal.SIGUSR2, lambda *_: print("heard", flush=True))
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGUSR2, lambda *_: os.write(1, b"heard\\n"))  # print may be in the middle of a line
 subprocess.Popen(["sleep", "600"], start_new_session=True)
-print("up", flush=True)
+os.write(1, b"up\\n")
 while True: time.sleep(60)
 """
 

@@ -117,8 +117,9 @@ def test_a_damaged_image_is_refused_and_named(tmp_path: Path, sif: Path, sha256:
         path = image(hosts[host], sha256)
         path.chmod(0o600)
         with path.open("r+b") as file:
-            file.seek(SIZE // 2)
-            file.write(b"x")
+            byte = file.read(1)[0]
+            file.seek(0)
+            file.write(bytes([byte ^ 1]))
     with pytest.raises(ImageError) as caught:
         ship(hosts, sif, sha256)
     lines = caught.value.message.splitlines()
