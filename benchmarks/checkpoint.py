@@ -31,7 +31,6 @@ from benchmarks.layers import Workload, encoders
 from worker.build import Builder
 from worker.executor import Executor
 from worker.feed import Feeder
-from worker.metrics import Stopwatch
 from worker.recovery import place, restore, setup
 from worker.recovery.saver import Saver
 from worker.recovery.snapshot import Camera
@@ -40,6 +39,7 @@ from worker.schedule.job import minibatches_per_step
 from worker.spec.checkpoint import CheckpointSpec
 from worker.spec.job import Job
 from worker.spec.records import StepMetrics
+from worker.trace import Stopwatch
 
 STAGES = 2
 DEADLINE = 1500.0

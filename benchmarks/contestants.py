@@ -16,12 +16,12 @@ from benchmarks.layers import Workload
 from worker import models, optimizer
 from worker.build import Builder
 from worker.feed import Feeder
-from worker.metrics import Stopwatch
 from worker.schedule import Action
 from worker.schedule.job import minibatches_per_step, prove
 from worker.spec.cluster import ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
 from worker.spec.job import Job, Placement, Plan
 from worker.spec.records import StepMetrics
+from worker.trace import Stopwatch
 
 CPU = torch.device("cpu")
 CHUNKS = 2

@@ -26,7 +26,7 @@ from benchmarks import ranks
 from benchmarks.layers import Workload, bert, sleepers
 from worker.build import Builder
 from worker.feed import Feeder
-from worker.metrics import Stopwatch, Totals
+from worker.metrics import Totals
 from worker.planner.choose import Chosen, choose, evaluate
 from worker.planner.costs import Fleet
 from worker.planner.scheme import Scheme
@@ -37,6 +37,7 @@ from worker.spec.cluster import ClusterSpec
 from worker.spec.job import Job, Placement, Plan
 from worker.spec.profile import LayerProfile, LinkProfile, Profile
 from worker.spec.records import StepMetrics
+from worker.trace import Stopwatch
 
 DEADLINE = 240.0
 Record = dict[str, Any]

@@ -15,12 +15,12 @@ from worker.build import Builder
 from worker.communication import Communicator
 from worker.data.base import Source
 from worker.feed import Feeder
-from worker.metrics import Stopwatch
 from worker.models.base import Model
 from worker.schedule.job import minibatches_per_step
 from worker.spec.cluster import ClusterSpec
 from worker.spec.job import Job, Placement, Plan
 from worker.spec.records import StepMetrics
+from worker.trace import Stopwatch
 
 
 def job_of(

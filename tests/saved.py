@@ -20,7 +20,7 @@ from worker.checkpoint import layout, manifest, verify
 from worker.checkpoint.manifest import Manifest
 from worker.data.base import Source
 from worker.executor import Executor
-from worker.metrics import MetricsFile, Stopwatch
+from worker.metrics import MetricsFile
 from worker.models.base import Model
 from worker.recovery import place, restore
 from worker.recovery.restore import Saved
@@ -30,6 +30,7 @@ from worker.spec.cluster import ClusterSpec, DataSpec, OptimizerSpec, PipelineSp
 from worker.spec.files import RunFiles
 from worker.spec.job import Job, code_digest
 from worker.spec.records import StepMetrics
+from worker.trace import Stopwatch
 from worker.train import train
 
 MODEL, DATA = toy.model(), toy.Data()

@@ -16,7 +16,7 @@ from tests import ranks
 from worker.communication import Address, Communicator, Expected, Inbox
 from worker.data.base import TensorSpec
 from worker.errors import PeerLost, StallError
-from worker.metrics import Stopwatch
+from worker.trace import Stopwatch
 
 CPU = torch.device("cpu")
 NAMES = ["x", "y"]

@@ -22,7 +22,6 @@ from worker.build import Builder
 from worker.data.base import Source
 from worker.evaluate import Evaluator
 from worker.feed import Feeder
-from worker.metrics import Stopwatch
 from worker.models.base import Model
 from worker.rendezvous import Rendezvous
 from worker.schedule.job import minibatches_per_step
@@ -30,6 +29,7 @@ from worker.spec.cluster import ClusterSpec
 from worker.spec.files import RunFiles
 from worker.spec.job import Job
 from worker.spec.records import Evaluation, StepMetrics
+from worker.trace import Stopwatch
 
 
 def evaluated(spec: ClusterSpec, every: int = 2, minibatches: int = 5) -> ClusterSpec:

@@ -13,8 +13,8 @@ from tests import toy
 from worker.data.base import Minibatch
 from worker.errors import DataError
 from worker.feed import Feeder
-from worker.metrics import Stopwatch
 from worker.runtime import LOSS_WEIGHTS
+from worker.trace import Stopwatch
 
 CPU = torch.device("cpu")
 

@@ -14,10 +14,10 @@ from tests import harness, ranks, reference, toy
 from worker import replicas
 from worker.communication import Communicator
 from worker.data.base import TensorSpec
-from worker.metrics import Stopwatch
 from worker.models.base import Layer, Model
 from worker.replicas import NAMES, ReplicaGroup
 from worker.spec.cluster import ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
+from worker.trace import Stopwatch
 
 CPU = torch.device("cpu")
 SHAPES = {"a": (3, 5), "b": (7,), "empty": (0,), "c": (2, 2), "scalar": (), "nobody": (4,)}

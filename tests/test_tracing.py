@@ -20,11 +20,12 @@ from worker import trace
 from worker.build import Builder
 from worker.errors import NotFinished, UsageError
 from worker.feed import Feeder
-from worker.metrics import MetricsFile, Stopwatch
+from worker.metrics import MetricsFile
 from worker.schedule.job import minibatches_per_step, rank_actions
 from worker.spec.cluster import ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
 from worker.spec.files import RunFiles
 from worker.spec.job import Job
+from worker.trace import Stopwatch
 
 STEPS, PER_STEP = 6, 6
 

@@ -16,7 +16,7 @@ from worker.data.base import Signature, TensorSpec
 from worker.errors import ModelError
 from worker.executor import Executor, UpdateRule
 from worker.flow import Cut, Flow, trace
-from worker.metrics import StepClock, Stopwatch
+from worker.metrics import StepClock
 from worker.models.base import Model
 from worker.precision import DTYPES, LOSS_SCALE, LossScaler
 from worker.replicas import ReplicaGroup
@@ -28,6 +28,7 @@ from worker.spec.records import StepMetrics
 from worker.stage import Stage
 from worker.stash import WeightStash
 from worker.topology import Tie, Topology
+from worker.trace import Stopwatch
 
 
 class Builder:

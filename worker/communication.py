@@ -21,8 +21,8 @@ from torch import Tensor
 from worker import progress, trace
 from worker.data.base import TensorSpec
 from worker.errors import PeerLost, StallError
-from worker.metrics import Stopwatch
 from worker.shared_memory import Door, SharedMemory
+from worker.trace import Stopwatch
 
 LIMIT = "run.stall_timeout sets the limit, in seconds"
 
@@ -84,7 +84,8 @@ class Communicator:
         """Meet the ranks of this machine, to share memory with them. All ranks do this at once, before they send."""
         if self._shared is not None or self._device.type != "cpu":
             return
-        with closing(Door()) as door, _explained("the other ranks' addresses"), self._waiting:
+        what = "the other ranks' addresses"
+        with closing(Door()) as door, _explained(what), self._waiting.during("sum", what):
             card = torch.frombuffer(bytearray(door.card), dtype=torch.uint8)
             cards = [torch.empty_like(card) for _ in range(dist.get_world_size())]
             dist.all_gather(cards, card)
@@ -151,7 +152,7 @@ class Communicator:
 
     def sum_over_ranks(self, tensor: Tensor, what: str) -> Tensor:
         """The element-wise sum over all ranks, in place."""
-        with _explained(what), progress.waiting(what), self._waiting, trace.span("sum", what):
+        with _explained(what), progress.waiting(what), self._waiting.during("sum", what):
             dist.all_reduce(tensor)
         return tensor
 
@@ -170,8 +171,7 @@ class Communicator:
     @contextmanager
     def _waits(self, address: Address, kind: str) -> Iterator[None]:
         """Everything that is to know that this rank waits for ``address``."""
-        recorded = trace.span(kind, address, address.minibatch)
-        with _explained(address), progress.waiting(address), self._waiting, recorded:
+        with _explained(address), progress.waiting(address), self._waiting.during(kind, address, address.minibatch):
             yield
 
     def _wire_tag(self, address: Address) -> int:

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from worker import trace
 from worker.data.base import Minibatch, Source, TensorSpec
 from worker.errors import DataError, VpipeError
-from worker.metrics import Stopwatch
 from worker.runtime import LOSS_WEIGHTS, Feed
+from worker.trace import Stopwatch
 
 
 class Feeder:
@@ -41,7 +40,7 @@ class Feeder:
 
         Raises DataError when the source fails, or gives something else than its signature says.
         """
-        with self._waiting, trace.span("data", "", number):
+        with self._waiting.during("data", "", number):
             if number not in self._ahead:
                 self._read_step(number // self._per_step)
             return self._ahead.pop(number)

@@ -8,26 +8,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
 from worker.schedule import Kind
 from worker.spec.records import StageResult, StepMetrics
-
-
-class Stopwatch:
-    """Seconds spent inside ``with stopwatch:`` so far."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._started = 0.0
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.seconds += time.perf_counter() - self._started
+from worker.trace import Stopwatch
 
 
 def peak_memory(device: torch.device) -> int:

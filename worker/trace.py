@@ -37,17 +37,37 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class _Timed:
-    """Records the time inside it."""
+    """Records the time inside it, and adds it to a stopwatch."""
 
-    def __init__(self, kind: str, what: str, minibatch: int, version: int | None) -> None:
+    def __init__(self, kind: str, what: str, minibatch: int, version: int | None, watch: Stopwatch | None) -> None:
         self._kind, self._what, self._minibatch, self._version = kind, what, minibatch, version
+        self._watch = watch
 
     def __enter__(self) -> None:
         self._begin = time.monotonic_ns()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         end = time.monotonic_ns()
-        _now.spans.append((self._kind, self._what, self._begin, end, _now.stage, self._minibatch, self._version))
+        if self._watch is not None:
+            self._watch.nanoseconds += end - self._begin
+        if _now.is_on:
+            _now.spans.append((self._kind, self._what, self._begin, end, _now.stage, self._minibatch, self._version))
+
+
+class Stopwatch:
+    """How long a rank has waited so far. Each wait is one reading of the clock, for the metrics and for the trace."""
+
+    def __init__(self) -> None:
+        self.nanoseconds = 0
+
+    @property
+    def seconds(self) -> float:
+        """All waits so far."""
+        return self.nanoseconds * 1e-9
+
+    def during(self, kind: str, what: object = "", minibatch: int = -1) -> AbstractContextManager[None]:
+        """Count the time inside, and record it as a span if this step is recorded."""
+        return _Timed(kind, str(what) if _now.is_on else "", minibatch, None, self)
 
 
 def open_at(path: Path, header: dict[str, Any], every: int, window: int) -> None:
@@ -77,7 +97,7 @@ def begin(step: int, stage: int) -> None:
 
 def span(kind: str, what: object = "", minibatch: int = -1, version: int | None = None) -> AbstractContextManager[None]:
     """Record the time inside, if this step is recorded."""
-    return _Timed(kind, str(what), minibatch, version) if _now.is_on else _NOTHING
+    return _Timed(kind, str(what), minibatch, version, None) if _now.is_on else _NOTHING
 
 
 def flush() -> None:

@@ -20,7 +20,7 @@ from worker.errors import MismatchError
 from worker.evaluate import Evaluator
 from worker.executor import Executor
 from worker.feed import Feeder
-from worker.metrics import MetricsFile, Stopwatch, Totals
+from worker.metrics import MetricsFile, Totals
 from worker.narrate import Narrator
 from worker.prefetch import Prefetched, numbers
 from worker.recovery import place, restore, setup
@@ -30,6 +30,7 @@ from worker.schedule.job import minibatches_per_step
 from worker.spec.files import RunFiles, write_atomic
 from worker.spec.job import Job
 from worker.spec.records import Evaluation, Result, StageResult, StepMetrics
+from worker.trace import Stopwatch
 
 
 def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rendezvous: Rendezvous) -> None:

@@ -21,7 +21,6 @@ from worker import optimizer as optim
 from worker.build import Builder
 from worker.data.base import Source
 from worker.feed import Feeder
-from worker.metrics import Stopwatch
 from worker.models.base import Model
 from worker.profiler.memory import Footprints, kept_bytes, resident
 from worker.runtime import LOSS_WEIGHTS, Feed
@@ -29,6 +28,7 @@ from worker.spec.cluster import ClusterSpec
 from worker.spec.job import Job, Placement, Plan
 from worker.spec.profile import LayerProfile
 from worker.stage import Graph, Stage
+from worker.trace import Stopwatch
 
 WARMUP = 2
 Report = Callable[[str], None]
