@@ -88,6 +88,29 @@ def test_a_profile_of_pipedreams_needs_no_file(elsewhere: Path) -> None:
     assert document["replicas"] == [3] and document["partition"] == [2]
 
 
+def test_a_machine_measured_as_slower_gets_fewer_layers(elsewhere: Path) -> None:
+    _, path = job(elsewhere)
+    profile = Profile.model_validate_json(path.read_bytes())
+    path.write_text(profile.model_copy(update={"speeds": [1.0, 0.5]}).to_json())
+    assert plan("--profile", str(path))["partition"] == [5, 1]
+
+
+@pytest.mark.parametrize("mode", ["asp", "bsp"])
+def test_more_in_flight_where_links_are_slow(mode: str, elsewhere: Path) -> None:
+    """Hops of 15 ms beside stages of 120 ms: what is in flight covers the way there and back, and memory limits it."""
+    _, path = job(elsewhere)
+    profile = Profile.model_validate_json(path.read_bytes())
+    path.write_text(
+        profile.model_copy(update={"links": [LinkProfile(latency=0.015, forward=1e9, backward=1e9)]}).to_json()
+    )
+    asked = ("--profile", str(path), f"sync_mode={mode}")
+    own, free = plan(*asked), plan(*asked, "--in-flight", "free")
+    assert (own["in_flight"], free["in_flight"]) == (2, 3)
+    assert free["predicted"]["step_seconds"] < own["predicted"]["step_seconds"]
+    least = max(stage["memory_bytes"] for stage in own["predicted"]["stages"])
+    assert plan(*asked, "--in-flight", "free", "--memory", str(int(least / 0.95) + 1))["in_flight"] == 2
+
+
 def test_text_and_picture(elsewhere: Path) -> None:
     _, profile = job(elsewhere)
     result = CliRunner().invoke(app, ["plan", "--profile", str(profile), "sync_mode=bsp", "--schedules", "every"])

@@ -18,6 +18,7 @@ from worker.planner.choose import OutOfMemory, _candidates, choose, evaluate, ob
 from worker.planner.costs import Costs, Fleet, StageCost
 from worker.planner.scheme import Scheme
 from worker.planner.solve import Freedom, Placed, Solver
+from worker.planner.timing import timing
 from worker.spec.profile import LayerProfile, LinkProfile, Profile
 
 PUBLISHED = Path(__file__).parent.parent.parent / "shared" / "data" / "pipedream"
@@ -122,8 +123,30 @@ def test_as_good_as_the_best_of_all_plans(problem: tuple[Profile, Fleet, Scheme,
     assert evened is not None and solver.worth(evened) == pytest.approx(best, rel=1e-8)
     if scheme.flushes:
         values = [objective(costs, plan, solver.worth(plan)) for plan in plans]
-        ours = min(objective(costs, plan, solver.worth(plan)) for plan in _candidates(solver, costs))
+        ours = min(objective(costs, plan, solver.worth(plan)) for plan in _candidates(solver, costs, found))
         assert ours == pytest.approx(min(values), rel=1e-8)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(problems())
+def test_no_plan_is_faster_than_the_lower_bound(problem: tuple[Profile, Fleet, Scheme, Freedom]) -> None:
+    profile, fleet, scheme, freedom = problem
+    costs = Costs(profile, fleet, scheme)
+    solver = Solver(costs, freedom)
+    plans = [plan for plan in every_plan(costs, freedom) if plan is not None][:60]
+    if plans:
+        chosen = choose(profile, fleet, [scheme], freedom)
+        steps = [timing(profile, costs, plan, solver.worth(plan)).step_seconds for plan in plans]
+        assert chosen.lower_bound <= min([chosen.step_seconds, *steps]) * (1 + 1e-9)
+
+
+def test_with_free_replicas_a_flush_costs_no_more_than_data_parallelism() -> None:
+    profile, fleet = chain(*[1.0] * 24), Fleet.of(8)
+    scheme, free = Scheme("1f1b", "bsp", 16), Freedom(is_straight=False)
+    plan = choose(profile, fleet, [scheme], free)
+    parallel = evaluate(profile, fleet, scheme, [24], [8], [0.0])
+    assert plan.step_seconds <= parallel.step_seconds
+    assert plan.gap == pytest.approx(0, abs=1e-6)
 
 
 def chain(*seconds: float, **more: float) -> Profile:

@@ -14,7 +14,7 @@ from worker.errors import ScheduleError, UsageError
 from worker.planner import pipedream
 from worker.planner.choose import Chosen, choose, evaluate
 from worker.planner.costs import Fleet
-from worker.planner.job import fleet_of, freedom_of, limits_of, ratio_of, schemes_of, why
+from worker.planner.job import deeper, fleet_of, freedom_of, limits_of, ratio_of, schemes_of, why
 from worker.planner.scheme import Scheme
 from worker.planner.solve import Freedom
 from worker.spec.cluster import ClusterSpec, PipelineSpec
@@ -38,6 +38,7 @@ class Request:
     cost_model: str = "vpipe"
     every_schedule: bool = False
     free_replicas: bool = False
+    free_depth: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,17 @@ def problem(request: Request) -> Problem:
         samples, is_free = spec.data.minibatch_size, request.free_replicas
     links = _links(profile, request.bandwidth)
     limits = limits_of(request.memory or planner.memory)
-    fleet = fleet_of(planner, limits, len(slots), links)
+    fleet = fleet_of(planner, limits, len(slots), profile, links)
     freedom = freedom_of(pipeline, len(slots), is_free)
+    schemes = tuple(schemes_of(pipeline, len(slots), request.every_schedule, freedom))
+    if request.free_depth:
+        schemes = tuple(deeper(schemes, len(slots), freedom))
     return Problem(
         profile=profile,
         fleet=fleet,
         pipeline=pipeline,
         samples=samples,
-        schemes=tuple(schemes_of(pipeline, len(slots), request.every_schedule, freedom)),
+        schemes=schemes,
         freedom=freedom,
         ratio=ratio_of(pipeline, len(slots), freedom),
         limit=max(limits),

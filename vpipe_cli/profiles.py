@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from vpipe_cli.machines import Slot
+from vpipe_cli.machines import Slot, is_local
 from worker.errors import UsageError
 from worker.planner import graph_txt
 from worker.spec.cluster import ClusterSpec
@@ -59,6 +59,9 @@ def kept(spec: ClusterSpec, slots: Sequence[Slot]) -> Path:
     except metadata.PackageNotFoundError:
         torch = "none"
     facts = [model_digest(spec), *shape(spec, slots), torch, platform.python_version(), platform.node()]
+    if not is_local(slots):
+        image = spec.container.image if spec.container else spec.python
+        facts += [image, *((slot.host, slot.device) for slot in slots)]
     return cache() / f"{spec.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.json"
 
 
@@ -76,9 +79,9 @@ def of_job(spec: ClusterSpec, slots: Sequence[Slot], deadline: float, quiet: boo
     path = kept(spec, slots)
     if path.exists():
         return load(path)
-    if slots[0].host != "localhost":
+    if not is_local(slots):
         message = f"this job was not profiled, and {slots[0].host} is another machine"
-        raise UsageError(message, f"run `vpipe profile --file profile.json` there, with machines: [{slots[0].device}]")
+        raise UsageError(message, "run `vpipe profile` first: it measures there; or give `--profile FILE`")
     return measure(spec, slots, path, deadline, quiet=quiet)
 
 
@@ -103,11 +106,30 @@ def for_launch(spec: ClusterSpec, slots: Sequence[Slot]) -> Profile | None:
 def measure(
     spec: ClusterSpec, slots: Sequence[Slot], path: Path, deadline: float, repeats: int = 5, quiet: bool = True
 ) -> Profile:
-    """Measure a job's layers and links on this machine, in processes of their own, and keep the profile in ``path``.
+    """Measure a job's layers and links on its machines, in processes of their own, and keep the profile in ``path``.
 
     Raises:
         UsageError: torch is missing, the measurement failed, or it took longer than ``deadline`` seconds.
+        PreflightError, UnreachableError: so on another machine.
     """
+    found = _here(spec, slots, deadline, repeats, quiet) if is_local(slots) else _there(spec, slots, deadline, repeats)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_atomic(path, found.to_json())
+    return found
+
+
+def _there(spec: ClusterSpec, slots: Sequence[Slot], deadline: float, repeats: int) -> Profile:
+    from vpipe_cli.measuring import Measuring
+
+    if spec.engine != "ssh":
+        hint = "run `vpipe profile --file profile.json` on a node, with machines there, and name it in planner.profile"
+        raise UsageError(f"engine {spec.engine}: its machines cannot be reached to be measured", hint)
+    threads = 1 if spec.run.threads == "auto" else spec.run.threads  # as a launch has it on other hosts
+    return Measuring(spec, slots, threads, deadline, lambda text: print(text, file=sys.stderr)).profile(repeats)
+
+
+def _here(spec: ClusterSpec, slots: Sequence[Slot], deadline: float, repeats: int, quiet: bool) -> Profile:
+    """Measured on this machine."""
     device, processes, threads = shape(spec, slots)
     with tempfile.TemporaryDirectory(prefix="vpipe-profile-") as name:
         job, found = Path(name, "spec.json"), Path(name, "profile.json")
@@ -126,10 +148,7 @@ def measure(
         if ended.returncode or not found.exists():
             lines = ended.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
             raise UsageError(f"profiling failed: {lines[-1]}", "ranks need torch: pip install 'vpipe[worker]'")
-        profile = load(found)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_atomic(path, profile.to_json())
-    return profile
+        return load(found)
 
 
 def save(profile: Profile, path: Path) -> None:

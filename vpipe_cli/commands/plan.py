@@ -38,6 +38,9 @@ def plan(
     replicas: Annotated[
         Literal["given", "free"], typer.Option(help="free: as many ranks for each stage as is best")
     ] = "given",
+    in_flight: Annotated[
+        Literal["given", "free"], typer.Option(help="free: as many minibatches at once as hide the links best")
+    ] = "given",
     output: Annotated[Literal["text", "json", "png"], typer.Option("-o", "--output")] = "text",
     file: Annotated[Path, typer.Option(metavar="FILE", help="where -o png draws")] = Path("plan.png"),
 ) -> None:
@@ -50,9 +53,9 @@ def plan(
     from vpipe_cli.render import plan as render
 
     path, overrides = config.split(arguments or [])
-    request = planning.Request(
-        path, overrides, profile, memory, bandwidth, cost_model, schedules == "every", replicas == "free"
-    )
+    free = {"every_schedule": schedules == "every", "free_replicas": replicas == "free"}
+    free["free_depth"] = in_flight == "free"
+    request = planning.Request(path, overrides, profile, memory, bandwidth, cost_model, **free)
     report = planning.plan(request, compare)
     if output == "json":
         typer.echo(render.document(report))

@@ -1,4 +1,4 @@
-"""`vpipe profile`: measure what each layer of a job costs on this machine."""
+"""`vpipe profile`: measure what each layer of a job costs on its machines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def profile(
     deadline: Annotated[float, typer.Option(metavar="SECONDS", help="give up after")] = 1800.0,
     output: Annotated[Literal["text", "json"], typer.Option("-o", "--output")] = "text",
 ) -> None:
-    """Measure each layer of a job here, and the link between two ranks; kept for `vpipe plan` and `vpipe launch`."""
+    """Measure each layer of a job on its machines, and the links between ranks; kept for `vpipe plan` and `launch`."""
     from vpipe_cli import config, machines, profiles
     from vpipe_cli.render import profile as render
 

@@ -97,9 +97,9 @@ def describe(report: Report, width: int = 100) -> str:
         most = text.size(max(stage.cost.memory for stage in plan.stages))
         lines.append(f"memory    {text.size(asked.limit)} a device, {most} used at most")
     lines += [f"note      {note}" if index else f"why       {note}" for index, note in enumerate(report.notes)]
-    lines.append(
-        f"to use    partition={plan.partition} replicas={plan.replicas} recompute_ratio={ratios}".replace(", ", ",")
-    )
+    depth = f" in_flight={plan.scheme.in_flight}" if plan.scheme.in_flight else ""
+    use = f"partition={plan.partition} replicas={plan.replicas} recompute_ratio={ratios}".replace(", ", ",")
+    lines.append(f"to use    {use}{depth}")
     if report.others:
         lines += ["", *_table(report.others)]
     if plan.timing.spans:

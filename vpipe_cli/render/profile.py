@@ -31,6 +31,8 @@ def describe(profile: Profile, path: Path) -> str:
         lines.append(
             f"link      {text.span(link.latency)}, {text.size(link.forward)}/s there, {text.size(link.backward)}/s back"
         )
+    if profile.speeds:
+        lines.append(f"speeds    {', '.join(f'{speed:g}' for speed in profile.speeds)}, relative to the first device")
     lines.append(f"a rank holds {text.size(profile.base_bytes)} besides its layers")
     return "\n".join([*lines, f"kept in   {path}"])
 
@@ -59,7 +61,7 @@ def draw(profile: Profile, path: Path) -> None:
     sizes.set(ylabel="MiB")
     sizes.set_xticks(list(places), [layer.name[:24] for layer in layers], rotation=90, fontsize=7)
     for axes in (times, sizes):
-        axes.legend(framealpha=0.9, fontsize=8)
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)  # beside the bars, over none
         axes.grid(axis="y", alpha=0.25)
     try:
         figure.savefig(path, format="png")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from math import floor, inf
 
 from worker.errors import ScheduleError, UsageError
+from worker.planner.bounds import step_bound
 from worker.planner.costs import Costs, Fleet, StageCost
 from worker.planner.scheme import Scheme
 from worker.planner.solve import Freedom, Placed, Solver
@@ -20,6 +19,9 @@ SWEEP = 50
 
 TIMED = 8
 """Most candidates of a schedule that are simulated: those best before."""
+
+TOLERANCE = 1e-9
+"""How far the least bottleneck found may be above the least there is, as a share of it."""
 
 
 class OutOfMemory(UsageError):
@@ -161,24 +163,28 @@ def _check(profile: Profile, fleet: Fleet, freedom: Freedom) -> None:
 def _of_scheme(profile: Profile, costs: Costs, freedom: Freedom) -> Iterator[Chosen]:
     """The exact solutions of one scheme, timed. None where nothing fits."""
     solver = Solver(costs, freedom)
-    candidates = _candidates(solver, costs)
+    fastest = solver.bottleneck()
+    if fastest is None:
+        return
+    candidates = _candidates(solver, costs, fastest)
     is_open = not freedom.is_straight and freedom.replicas is None and freedom.stages is None and not freedom.partition
-    if is_open and costs.fleet.devices <= costs.layers:
+    straight = Solver(costs, Freedom()) if is_open and costs.fleet.devices <= costs.layers else None
+    if straight and (one_each := straight.bottleneck()):
         # Replicas come in bursts, which the bottleneck does not see: one rank a stage may do better.
-        candidates += _candidates(Solver(costs, Freedom()), costs)
+        candidates += _candidates(straight, costs, one_each)
     if costs.scheme.flushes:
         candidates.sort(key=lambda stages: objective(costs, stages, solver.worth(stages)))
-    for stages in candidates[:TIMED]:
+    candidates = [*candidates[:TIMED], *(_uniform(costs) if is_open and costs.scheme.flushes else ())]
+    bound = step_bound(solver, profile, costs, freedom.is_straight)
+    # No plan's slowest stage is faster than this one's, what memory makes it recompute and all-reduces included.
+    bound = max(bound, solver.worth(fastest) * costs.scheme.minibatches * (1 - TOLERANCE))
+    for stages in candidates:
         worth = solver.worth(stages)
-        bound = step_bound(solver, profile, costs, freedom.is_straight)
         yield Chosen(costs.scheme, tuple(stages), worth, bound, timing(profile, costs, stages, worth))
 
 
-def _candidates(solver: Solver, costs: Costs) -> list[list[Placed]]:
-    """The stages with the least bottleneck; under flushes also those that trade some of it for a shorter fill."""
-    fastest = solver.bottleneck()
-    if fastest is None:
-        return []
+def _candidates(solver: Solver, costs: Costs, fastest: list[Placed]) -> list[list[Placed]]:
+    """Even stages with the least bottleneck, that of ``fastest``; under flushes also some that fill faster."""
     least = solver.worth(fastest)
     found = [solver.evened(least) or fastest]
     if not costs.scheme.flushes or not solver.is_small(least):
@@ -202,49 +208,23 @@ def _candidates(solver: Solver, costs: Costs) -> list[list[Placed]]:
     return found
 
 
+def _uniform(costs: Costs) -> Iterator[list[Placed]]:
+    """The fastest stages that all have equally many replicas, for each number that divides the devices but one.
+
+    Under flushes few stages have little to fill and drain, data parallelism nothing; the bottleneck does not see that.
+    """
+    devices = costs.fleet.devices
+    for replicas in range(2, devices + 1):
+        if devices % replicas == 0 and devices // replicas <= costs.layers:
+            freedom = Freedom(replicas=(replicas,) * (devices // replicas), is_straight=False)
+            if found := Solver(costs, freedom).bottleneck():
+                yield found
+
+
 def objective(costs: Costs, stages: Sequence[Placed], worth: float) -> float:
     """A step with a flush, before it is simulated: one minibatch through all stages, the others at the slowest pace."""
     passes = sum(stage.cost.seconds + 2 * costs.hop(stage.start, stage.device) for stage in stages)
     return passes + (costs.scheme.minibatches - 1) * worth
-
-
-def step_bound(solver: Solver, profile: Profile, costs: Costs, is_straight: bool) -> float:
-    """Seconds that no step can be below, whatever the plan, on these devices under this schedule.
-
-    The bound of the bottleneck for every minibatch. Under flushes also one minibatch through all layers; and, straight,
-    what filling and draining costs: see ``_flush_bound``.
-    """
-    scheme, fastest = costs.scheme, max(costs.fleet.speeds)
-    bound = solver.lower_bound() * scheme.minibatches
-    splits = scheme.schedule.startswith("zb-")
-    through = sum(each.forward + each.input_grad + (0.0 if splits else each.weight_grad) for each in profile.layers)
-    if scheme.schedule == "none":
-        return max(bound, through / fastest * scheme.minibatches)
-    if scheme.flushes:
-        bound = max(bound, through / fastest)
-        if is_straight:
-            before = [0.0, *accumulate(each.forward if splits else each.seconds for each in profile.layers)]
-            bound = max(bound, _flush_bound(costs.work, before, scheme.minibatches, costs.fleet.devices) / fastest)
-    return bound
-
-
-def _flush_bound(work: Sequence[float], before: Sequence[float], minibatches: int, stages: int) -> float:
-    """The least, over all cuts, of the largest m T(s) + what stages before s need for one minibatch.
-
-    Stage s begins once the first minibatch has come through the stages before it, and what it did last must still go
-    back through them (not so where a weight gradient comes last: then ``before`` counts forwards alone). The first cut
-    that keeps all within a limit is the greedy one, so bisection finds it: O(stages log layers) for each limit.
-    """
-    low, high = 0.0, minibatches * work[-1] + before[-1]
-    while high - low > 1e-9 * high:
-        limit, start = (low + high) / 2, 0
-        for _ in range(stages):
-            room = (limit - before[start]) / minibatches
-            start = bisect_right(work, work[start] + room) - 1 if room > 0 else start
-            if start >= len(work) - 1:
-                break
-        low, high = (low, limit) if start >= len(work) - 1 else (limit, high)
-    return low
 
 
 def _out_of_memory(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import inf
 
 from worker.errors import UsageError
@@ -16,6 +17,8 @@ from worker.spec.planner import PlannerSpec, size
 from worker.spec.profile import LinkProfile, Profile
 
 MINIBATCHES_PER_STEP = 8
+DEPTHS = 4
+"""Depths tried beyond a schedule's own, evenly spread."""
 SEARCHED = ("interleaved",)
 """Schedules that are not planned: their stages share devices."""
 
@@ -27,7 +30,7 @@ def plan_job(spec: ClusterSpec, ranks: int, profile: Profile) -> Plan:
         UsageError: the profile does not fit, or OutOfMemory where nothing fits ``planner.memory``.
     """
     pipeline = spec.pipeline
-    fleet = fleet_of(spec.planner, limits_of(spec.planner.memory), ranks, profile.links)
+    fleet = fleet_of(spec.planner, limits_of(spec.planner.memory), ranks, profile)
     freedom = freedom_of(pipeline, ranks, is_free=False)
     schemes = list(schemes_of(pipeline, ranks, False, freedom))
     chosen = choose(profile, fleet, schemes, freedom, ratio_of(pipeline, ranks, freedom))
@@ -87,9 +90,16 @@ def limits_of(memory: str | int | Sequence[str | int] | None) -> list[float]:
     return [float(size(memory))] if isinstance(memory, int) else [float(size(each)) for each in memory]
 
 
-def fleet_of(planner: PlannerSpec, limits: Sequence[float], devices: int, links: Sequence[LinkProfile]) -> Fleet:
-    """The devices, a share of their memory left free."""
-    return Fleet.of(devices, limits, links, planner.speeds or (), planner.reserve)
+def fleet_of(
+    planner: PlannerSpec,
+    limits: Sequence[float],
+    devices: int,
+    profile: Profile,
+    links: Sequence[LinkProfile] | None = None,
+) -> Fleet:
+    """The devices, a share of their memory left free; speeds and links as measured where they are not given."""
+    speeds = planner.speeds or profile.speeds
+    return Fleet.of(devices, limits, profile.links if links is None else links, speeds, planner.reserve)
 
 
 def freedom_of(pipeline: PipelineSpec, devices: int, is_free: bool) -> Freedom:
@@ -122,6 +132,20 @@ def ratio_of(pipeline: PipelineSpec, devices: int, freedom: Freedom) -> tuple[fl
     if freedom.replicas is None or len(given) != len(freedom.replicas):
         raise UsageError(f"recompute_ratio has {len(given)} entries, but the number of stages is another or free")
     return tuple(float(ratio) for ratio, count in zip(given, freedom.replicas, strict=True) for _ in range(count))
+
+
+def deeper(schemes: Sequence[Scheme], devices: int, freedom: Freedom) -> Iterator[Scheme]:
+    """The same schedules, least in flight first: their own depth, and up to one more minibatch for each cut.
+
+    That many hide the way to the next stage and back where it takes up to half a minibatch's time; beyond it nothing is
+    gained. 1F1B with one rank a stage only, for no other schedule has a depth of its own to add to.
+    """
+    for scheme in schemes:
+        yield scheme
+        is_fixed = scheme.in_flight is not None or scheme.schedule != "1f1b" or not freedom.is_straight
+        most = 2 * devices - 1
+        steps = () if is_fixed else {devices + (devices - 1) * part // DEPTHS for part in range(1, DEPTHS + 1)}
+        yield from (replace(scheme, in_flight=depth) for depth in sorted(steps) if devices < depth <= most)
 
 
 def schemes_of(pipeline: PipelineSpec, devices: int, every: bool, freedom: Freedom) -> Iterator[Scheme]:

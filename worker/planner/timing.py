@@ -77,8 +77,8 @@ def timing(profile: Profile, costs: Costs, stages: Sequence[Placed], bottleneck:
     hops = [costs.hop(stage.start, stage.device) for stage in stages[1:]]
     spans = walk(made, lambda action: _duration(times[action.stage], action.kind), hops)
     step = _period(scheme, spans)
-    # The walk lets tensors overlap on a link; together they cannot be faster than it.
-    step = max(step, _links(costs, stages) * scheme.minibatches)
+    # The walk lets tensors overlap on a link, and its window may be a lucky one; in the long run nothing is faster.
+    step = max(step, _links(costs, stages) * scheme.minibatches, bottleneck * scheme.minibatches)
     return Timing(step, _idle(scheme, stages, step), tuple(map(tuple, spans)))
 
 

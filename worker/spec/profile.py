@@ -71,6 +71,7 @@ class Profile(Section):
     repeats: int = 0
     layers: Annotated[list[LayerProfile], Field(min_length=1)]
     links: list[LinkProfile] = Field(default_factory=list, description="one for all, or one for each neighbours")
+    speeds: list[Rate] = Field(default_factory=list, description="of each device, relative to the one profiled")
     base_bytes: Bytes = Field(0, description="what a rank holds before it has a layer: libraries, buffers")
     action_seconds: Seconds = Field(0.0, description="what a forward or a backward costs a rank beside its layers")
     copy_rate: Rate | None = Field(None, description="bytes per second of copying weights into another version")
