@@ -111,6 +111,19 @@ def test_more_in_flight_where_links_are_slow(mode: str, elsewhere: Path) -> None
     assert plan(*asked, "--in-flight", "free", "--memory", str(int(least / 0.95) + 1))["in_flight"] == 2
 
 
+def test_several_stages_on_each_device(elsewhere: Path) -> None:
+    """As a launch will have them; the last layer is as dear as three others."""
+    _, profile = job(elsewhere)
+    asked = ("stages=4", "pipeline.schedule=interleaved", "sync_mode=bsp", "minibatches_per_step=4")
+    document = plan("--profile", str(profile), "--compare", *asked)
+    assert (sum(document["partition"]), document["replicas"]) == (LAYERS, [1] * 4)
+    predicted = document["predicted"]
+    assert predicted["lower_bound_seconds"] <= predicted["step_seconds"] < predicted["lower_bound_seconds"] * 1.3
+    spec = config.load(Path("cluster.yml"), asked)
+    made = make_plan(spec, 2, None, Profile.model_validate_json(profile.read_bytes()))
+    assert (made.partition, made.chunks, made.ranks) == (document["partition"], 2, 2)
+
+
 def test_text_and_picture(elsewhere: Path) -> None:
     _, profile = job(elsewhere)
     result = CliRunner().invoke(app, ["plan", "--profile", str(profile), "sync_mode=bsp", "--schedules", "every"])
@@ -131,8 +144,8 @@ def test_text_and_picture(elsewhere: Path) -> None:
         (["--profile", "profile.json", "--memory", "1GiB,2GiB,3GiB"], "memory: 3 values for 2 devices"),
         (["--profile", "unnamed.json", "machines=[cpu*9]", "replicas=1"], "9 stages are more than the 6 layers"),
         (
-            ["--profile", "profile.json", "stages=4", "pipeline.schedule=interleaved", "sync_mode=bsp"],
-            "schedule interleaved",
+            ["--profile", "profile.json", "stages=8", "pipeline.schedule=interleaved", "sync_mode=bsp"],
+            "is 8 but the model has 6 layers",
         ),
     ],
 )

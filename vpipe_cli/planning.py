@@ -196,7 +196,8 @@ def _others(asked: Problem, chosen: Chosen, bandwidth: float) -> Iterator[Planne
         theirs = pipedream.solve(model, asked.fleet.devices, asked.freedom.is_straight)
         yield _fitting(asked, "PipeDream", _judged(asked, asp, theirs, 0.0))
         unlimited = replace(asked.fleet, memories=(inf,) * asked.fleet.devices)
-        same = Freedom(replicas=tuple(chosen.replicas), is_straight=max(chosen.replicas) == 1)
+        is_straight = max(chosen.replicas) == 1
+        same = Freedom(replicas=None if is_straight else tuple(chosen.replicas), is_straight=is_straight)
         balanced = choose(asked.profile, unlimited, [gpipe], same, (1.0,) * asked.fleet.devices)
         yield _fitting(asked, "GPipe", balanced)
     except ScheduleError:
@@ -205,7 +206,8 @@ def _others(asked: Problem, chosen: Chosen, bandwidth: float) -> Iterator[Planne
 
 
 def _fitting(asked: Problem, name: str, plan: Chosen) -> Planned:
-    rooms = [asked.fleet.room(stage.device, stage.replicas) for stage in plan.stages]
+    devices = asked.fleet.devices
+    rooms = [asked.fleet.room(stage.device % devices, stage.replicas) for stage in plan.stages]
     fits = all(stage.cost.memory <= room for stage, room in zip(plan.stages, rooms, strict=True))
     return Planned(name, plan, fits)
 

@@ -21,6 +21,9 @@ def step_bound(solver: Solver, profile: Profile, costs: Costs, is_straight: bool
     bound = solver.lower_bound() * scheme.minibatches
     splits = scheme.schedule.startswith("zb-")
     through = sum(each.forward + each.input_grad + (0.0 if splits else each.weight_grad) for each in profile.layers)
+    if scheme.chunks > 1:
+        # Several stages share a device: all of them together are its work.
+        bound = max(bound, costs.work[-1] * scheme.chunks / sum(costs.fleet.speeds) * scheme.minibatches)
     if scheme.schedule == "none":
         return max(bound, through / fastest * scheme.minibatches)
     if scheme.flushes:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, inf
 
 from worker.errors import ScheduleError, UsageError
 from worker.planner.bounds import step_bound
+from worker.planner.chunked import Chunked
 from worker.planner.costs import Costs, Fleet, StageCost
 from worker.planner.scheme import Scheme
 from worker.planner.solve import Freedom, Placed, Solver
@@ -42,6 +43,17 @@ class Chosen:
     lower_bound: float
     timing: Timing
     candidates: int = 1
+
+    @property
+    def chunks(self) -> int:
+        """Stages on each device."""
+        return self.scheme.chunks
+
+    @property
+    def loads(self) -> list[float]:
+        """Seconds per minibatch of each stage's devices; of each device where several stages share it."""
+        devices = len(self.stages) // self.chunks
+        return [sum(stage.pace for stage in self.stages[index::devices]) for index in range(devices)]
 
     @property
     def partition(self) -> list[int]:
@@ -95,17 +107,22 @@ def choose(
         OutOfMemory: no plan fits the devices' memory, under any of the schemes.
         ScheduleError: none of the schemes can run.
     """
-    _check(profile, fleet, freedom)
+    if all(scheme.chunks == 1 for scheme in schemes):
+        _check(profile, fleet, freedom)
     found: list[Chosen] = []
     refused: list[ScheduleError] = []
     for scheme in schemes:
         try:
-            found += _of_scheme(profile, Costs(profile, fleet, scheme, ratio), freedom)
+            if scheme.chunks > 1:
+                chunked = Chunked(profile, fleet, scheme, ratio)
+                best = chunked.best(freedom.partition)
+                found += [_of_chunks(chunked, *best)] if chunked.shortage(best[0]) <= 1 else []
+            else:
+                found += _of_scheme(profile, Costs(profile, fleet, scheme, ratio), freedom)
         except ScheduleError as error:
             refused.append(error)
     if found:
-        best = min(found, key=_rank)
-        return Chosen(best.scheme, best.stages, best.bottleneck, best.lower_bound, best.timing, len(found))
+        return replace(min(found, key=_rank), candidates=len(found))
     if len(refused) == len(schemes):
         raise refused[0]
     raise _out_of_memory(profile, fleet, schemes, freedom, ratio)
@@ -125,6 +142,9 @@ def evaluate(
         UsageError: it does not fit the layers or the devices.
         ScheduleError: the schedule cannot run on it.
     """
+    if scheme.chunks > 1:
+        chunked = Chunked(profile, fleet, scheme, recompute_ratio)
+        return _of_chunks(chunked, *chunked.given(partition))
     _check(profile, fleet, Freedom(replicas=tuple(replicas), partition=tuple(partition)))
     costs, stages, start, device = Costs(profile, fleet, scheme), [], 0, 0
     for layers, count, ratio in zip(partition, replicas, recompute_ratio, strict=True):
@@ -183,6 +203,13 @@ def _of_scheme(profile: Profile, costs: Costs, freedom: Freedom) -> Iterator[Cho
         yield Chosen(costs.scheme, tuple(stages), worth, bound, timing(profile, costs, stages, worth))
 
 
+def _of_chunks(chunked: Chunked, stages: Sequence[Placed], time: Timing) -> Chosen:
+    """Several stages on each device, with their bound."""
+    costs = chunked.costs
+    bound = step_bound(Solver(costs, Freedom()), chunked.profile, costs, is_straight=True)
+    return Chosen(costs.scheme, tuple(stages), max(chunked.loads(stages)), bound, time)
+
+
 def _candidates(solver: Solver, costs: Costs, fastest: list[Placed]) -> list[list[Placed]]:
     """Even stages with the least bottleneck, that of ``fastest``; under flushes also some that fill faster."""
     least = solver.worth(fastest)
@@ -230,7 +257,7 @@ def objective(costs: Costs, stages: Sequence[Placed], worth: float) -> float:
 def _out_of_memory(
     profile: Profile, fleet: Fleet, schemes: Sequence[Scheme], freedom: Freedom, ratio: Sequence[float] | None
 ) -> OutOfMemory:
-    share = min(Solver(Costs(profile, fleet, scheme, ratio), freedom).least_memory() for scheme in schemes)
+    share = min(_least_memory(profile, fleet, scheme, freedom, ratio) for scheme in schemes)
     memories = set(fleet.memories)
     fixed = "" if ratio is None else " with the given recompute_ratio"
     if len(memories) == 1:
@@ -240,6 +267,16 @@ def _out_of_memory(
         least = share
         message = f"no plan fits the devices' memory{fixed}; {share:.3g} times as much on each would do"
     return OutOfMemory(message, "give more memory or devices, or a smaller data.minibatch_size", least)
+
+
+def _least_memory(
+    profile: Profile, fleet: Fleet, scheme: Scheme, freedom: Freedom, ratio: Sequence[float] | None
+) -> float:
+    """The least memory, as a multiple of what there is, at which a plan of this scheme is found."""
+    if scheme.chunks == 1:
+        return Solver(Costs(profile, fleet, scheme, ratio), freedom).least_memory()
+    chunked = Chunked(profile, fleet, scheme, ratio)
+    return chunked.shortage(chunked.best(freedom.partition)[0])
 
 
 def human(count: float) -> str:

@@ -84,6 +84,15 @@ class StageCost:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Bytes of a stage: whatever is in flight, for each minibatch in flight, and for a moment in a backward."""
+
+    fixed: float
+    kept: float
+    again: float
+
+
+@dataclass(frozen=True)
 class Seat:
     """What is the same for all stages that begin at one device and have so many replicas."""
 
@@ -212,10 +221,15 @@ class Costs:
 
     def memory(self, start: int, end: int, recomputed: int, seat: Seat) -> float:
         """Bytes of a rank of this stage at its peak, with so many layers recomputed."""
+        parts = self.parts(start, end, recomputed, seat)
+        return float(parts.fixed + seat.held * parts.kept + parts.again)
+
+    def parts(self, start: int, end: int, recomputed: int, seat: Seat) -> Parts:
+        """What the memory of this stage is made of, with so many layers recomputed."""
         first = end - recomputed
         kept = self._kept[first] - self._kept[start] + self._inputs[end] - self._inputs[first]
         again = max([*self._workspaces[start:end], *self._activations[first:end]])
-        return float(self._fixed(start, end, seat) + seat.held * kept + again)
+        return Parts(self._fixed(start, end, seat), kept, again)
 
     def is_hopeless(self, start: int, end: int, seat: Seat) -> bool:
         """Whether memory refuses this stage and with it every one that has more layers."""

@@ -19,8 +19,8 @@ from worker.spec.profile import LinkProfile, Profile
 MINIBATCHES_PER_STEP = 8
 DEPTHS = 4
 """Depths tried beyond a schedule's own, evenly spread."""
-SEARCHED = ("interleaved",)
-"""Schedules that are not planned: their stages share devices."""
+CHUNKS = 2
+"""Stages a device under interleaved, where their number is not given."""
 
 
 def plan_job(spec: ClusterSpec, ranks: int, profile: Profile) -> Plan:
@@ -44,6 +44,7 @@ def plan_job(spec: ClusterSpec, ranks: int, profile: Profile) -> Plan:
         recompute_ratio=chosen.recompute_ratio if given == "auto" else ratios,
         reason="given in cluster.yml" if is_given else f"auto: from measured layers; {why(profile, chosen)}",
         replicas=chosen.replicas,
+        chunks=chosen.chunks,
         predicted=predicted(chosen),
     )
 
@@ -60,6 +61,14 @@ def predicted(chosen: Chosen) -> Predicted:
 
 def why(profile: Profile, chosen: Chosen) -> str:
     """One line on what holds the plan up."""
+    if chosen.chunks > 1:
+        loads = chosen.loads
+        device, mean = loads.index(max(loads)), sum(loads) / len(loads)
+        above = max(loads) / mean - 1 if mean else 0.0
+        stages = ", ".join(str(stage) for stage in range(device, len(chosen.stages), len(loads)))
+        return (
+            f"device {device} (stages {stages}) holds it up: {_ms(max(loads))} a minibatch, {above:.1%} above the mean"
+        )
     slowest = chosen.stages[chosen.slowest]
     span = f"layers {slowest.start}-{slowest.end - 1}" if slowest.end - slowest.start > 1 else f"layer {slowest.start}"
     if chosen.bottleneck > slowest.pace * (1 + 1e-9):
@@ -103,12 +112,9 @@ def fleet_of(
 
 
 def freedom_of(pipeline: PipelineSpec, devices: int, is_free: bool) -> Freedom:
-    if pipeline.schedule in SEARCHED:
-        raise UsageError(
-            f"schedule {pipeline.schedule} has several stages on each device, which the planner does not place",
-            "give its partition by hand, or plan another schedule",
-        )
     partition = None if pipeline.partition == "auto" else tuple(pipeline.partition)
+    if pipeline.schedule == "interleaved":
+        return Freedom(partition=partition)
     if is_free:
         return Freedom(
             stages=pipeline.stages if pipeline.stages != devices else None, is_straight=False, partition=partition
@@ -129,6 +135,8 @@ def ratio_of(pipeline: PipelineSpec, devices: int, freedom: Freedom) -> tuple[fl
         return None
     if not isinstance(given, list):
         return (float(given),) * devices
+    if pipeline.schedule == "interleaved":
+        return tuple(map(float, given))
     if freedom.replicas is None or len(given) != len(freedom.replicas):
         raise UsageError(f"recompute_ratio has {len(given)} entries, but the number of stages is another or free")
     return tuple(float(ratio) for ratio, count in zip(given, freedom.replicas, strict=True) for _ in range(count))
@@ -154,7 +162,10 @@ def schemes_of(pipeline: PipelineSpec, devices: int, every: bool, freedom: Freed
     names = [name for name, modes in SYNC_MODES.items() if mode in modes] if every else [pipeline.schedule]
     flush = pipeline.minibatches_per_step or max(MINIBATCHES_PER_STEP, devices)
     for name in names:
-        if name in SEARCHED:
+        if name == "interleaved" and freedom.is_straight:
+            chunks = (pipeline.stages or 0) // devices if pipeline.schedule == name else 0
+            depth = None if pipeline.in_flight == "auto" or every else pipeline.in_flight
+            yield Scheme(name, mode, flush, depth, chunks or CHUNKS)
             continue
         if not freedom.is_straight and name not in ("1f1b", "gpipe", "none"):
             continue

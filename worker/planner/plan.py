@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from worker.errors import UsageError
 from worker.planner.estimate import layer_flops
-from worker.planner.job import SEARCHED, plan_job
+from worker.planner.job import plan_job
 from worker.planner.partition import balance
 from worker.spec.cluster import ClusterSpec
 from worker.spec.job import Plan
@@ -24,7 +24,7 @@ def make_plan(
     Raises:
         UsageError: the partition does not fit the layers, or there is neither a partition nor a count of layers.
     """
-    if profile is not None and spec.pipeline.schedule not in SEARCHED:
+    if profile is not None:
         return plan_job(spec, ranks, profile)
     stages, replicas = spec.pipeline.stages or ranks, spec.pipeline.replicas
     given, ratio = spec.pipeline.partition, spec.pipeline.recompute_ratio

@@ -17,12 +17,14 @@ class Scheme:
     Args:
         minibatches: between two updates; 1 where an update follows every backward.
         in_flight: minibatches admitted at once; None: the schedule's own depth.
+        chunks: stages on each device: stage s is on device s modulo their number.
     """
 
     schedule: str = "1f1b"
     sync_mode: str = "asp"
     minibatches: int = 1
     in_flight: int | None = None
+    chunks: int = 1
 
     @property
     def flushes(self) -> bool:
@@ -35,8 +37,14 @@ class Scheme:
         return not self.flushes and SCHEDULES[self.schedule].stashes
 
     def held(self, before: int, ranks: int, replicas: int) -> int:
-        """Most minibatches in flight on a rank of a stage of so many ``replicas``, with ``before`` ranks before it."""
+        """Most minibatches in flight on a rank of a stage of so many ``replicas``, with ``before`` ranks before it.
+
+        With several chunks a device, every stage counts as a rank; how many all stages of one hold at once is in
+        ``chunked``.
+        """
         own = -(-self.minibatches // replicas) if self.flushes else ranks
+        if self.chunks > 1:
+            return min(own, ranks)
         if self.schedule == "none":
             return 1
         if self.schedule == "gpipe":
@@ -66,10 +74,10 @@ def actions(scheme: Scheme, replicas: Sequence[int], steps: int, times: Sequence
     Raises:
         ScheduleError: the schedule cannot run on such stages.
     """
-    m = scheme.minibatches
+    m, devices = scheme.minibatches, sum(replicas) // scheme.chunks
     parts = [range(step * m, (step + 1) * m) for step in range(steps)] if scheme.flushes else [range(steps * m)]
     ranks, before = [], 0
-    for stage, count in enumerate(replicas):
+    for stage, count in enumerate(replicas[:devices] if scheme.chunks > 1 else replicas):
         for replica in range(count):
             own = (_rank(scheme, replicas, before, stage, part[replica::count], times) for part in parts)
             ranks.append(list(chain.from_iterable(own)))
@@ -83,12 +91,13 @@ def _rank(
     if not own:
         return iter(())
     setting = Setting(
-        stages=len(replicas),
+        stages=len(replicas) // scheme.chunks,
         minibatches=own,
         in_flight=scheme.in_flight,
         # PipeDream's formula, where the number of stages alone does not tell it.
         warmup=(sum(replicas) - 1 - before) // replicas[stage] if max(replicas) > 1 else None,
+        chunks=scheme.chunks,
         per_update=scheme.minibatches,
         times=tuple(times) if SCHEDULES[scheme.schedule].is_searched else None,
     )
-    return generator(scheme.schedule, scheme.sync_mode)(stage, setting)
+    return generator(scheme.schedule, scheme.sync_mode, scheme.chunks)(stage, setting)

@@ -69,7 +69,9 @@ def timing(profile: Profile, costs: Costs, stages: Sequence[Placed], bottleneck:
     if steps * scheme.minibatches * len(stages) * 3 > EFFORT:
         step = max(bottleneck, sum(each.cost.seconds for each in stages) if scheme.schedule == "none" else 0.0)
         if scheme.flushes and scheme.schedule != "none":
-            step = bottleneck * (scheme.minibatches - 1) + sum(each.cost.seconds for each in stages)
+            # Filling and draining costs one pass through as many stages as there are devices.
+            passes = sum(each.cost.seconds for each in stages) / scheme.chunks
+            step = bottleneck * (scheme.minibatches - 1) + passes
         elif scheme.minibatches > 1:
             step *= scheme.minibatches
         return Timing(step, _idle(scheme, stages, step))
@@ -95,7 +97,7 @@ def _duration(times: Times, kind: Kind) -> float:
 def _period(scheme: Scheme, spans: Sequence[Sequence[Span]]) -> float:
     """Seconds from one update to the next in the steady state, seen from the first rank, where each minibatch ends."""
     own = spans[0]
-    ends = [span.end for span in own if span.action.kind is Kind.UPDATE]
+    ends = [span.end for span in own if span.action.kind is Kind.UPDATE and span.action.stage == own[0].action.stage]
     if not ends:
         raise ScheduleError("the first rank makes no update")
     if scheme.flushes:
@@ -110,14 +112,17 @@ def _period(scheme: Scheme, spans: Sequence[Sequence[Span]]) -> float:
 
 
 def _links(costs: Costs, stages: Sequence[Placed]) -> float:
-    """Seconds per minibatch of the busiest link."""
-    pairs = pairwise(stages)
-    return max(
-        (costs.transfer(b.start, b.device, min(a.replicas, b.replicas)) for a, b in pairs),
-        default=0.0,
-    )
+    """Seconds per minibatch of the busiest link; with several chunks a device it carries as many cuts."""
+    devices = costs.fleet.devices // costs.scheme.chunks
+    busy = dict.fromkeys(range(devices), 0.0)
+    for before, stage in pairwise(stages):
+        seconds = costs.transfer(stage.start, stage.device, min(before.replicas, stage.replicas))
+        busy[stage.device % devices] += seconds
+    return max(busy.values())
 
 
 def _idle(scheme: Scheme, stages: Sequence[Placed], step: float) -> tuple[float, ...]:
-    busy = [stage.pace * scheme.minibatches for stage in stages]
+    devices = len(stages) // scheme.chunks
+    paces = [sum(stage.pace for stage in stages[index % devices :: devices]) for index in range(len(stages))]
+    busy = [pace * scheme.minibatches for pace in paces]
     return tuple(max(0.0, 1 - each / step) if step else 0.0 for each in busy)

@@ -1,0 +1,86 @@
+"""Several stages on each device: near the best of all cuts, within memory, and simulated as they run."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+from math import inf
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.test_planner import bert, chain, layers
+from worker.errors import ScheduleError, UsageError
+from worker.planner.choose import OutOfMemory, choose, evaluate
+from worker.planner.costs import Fleet
+from worker.planner.scheme import Scheme
+from worker.planner.solve import Freedom
+from worker.spec.profile import LinkProfile, Profile
+
+INTERLEAVED = Scheme("interleaved", "bsp", 4, chunks=2)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(layers(), min_size=5, max_size=8), st.sampled_from([inf, 150.0, 400.0]))
+def test_near_the_best_of_all_cuts_and_never_below_the_bound(chain: list, memory: float) -> None:  # type: ignore[type-arg]
+    profile, fleet = Profile(layers=chain), Fleet.of(2, memory)
+    plans = [
+        evaluate(profile, fleet, INTERLEAVED, [b - a for a, b in pairwise((0, *cuts, len(chain)))], [1] * 4, [0.0] * 4)
+        for cuts in combinations(range(1, len(chain)), 3)
+    ]
+    fitting = [plan.step_seconds for plan in plans if max(stage.cost.memory for stage in plan.stages) <= memory]
+    try:
+        chosen = choose(profile, fleet, [INTERLEAVED], Freedom())
+    except OutOfMemory:
+        assert not fitting
+        return
+    assert all(stage.cost.memory <= memory for stage in chosen.stages)
+    assert chosen.lower_bound <= min([chosen.step_seconds, *(plan.step_seconds for plan in plans)]) * (1 + 1e-9)
+    if memory == inf:
+        assert chosen.step_seconds <= 1.25 * min(fitting) + 1e-9
+
+
+def test_equal_layers_come_in_equal_stages_with_the_bubble_of_the_schedule() -> None:
+    """Interleaved with v chunks on p devices idles (p - 1) / v minibatches: 8 + 3 / 2 stages' times of 3 each."""
+    plan = choose(chain(*[1.0] * 8), Fleet.of(4), [Scheme("interleaved", "bsp", 8, chunks=2)], Freedom())
+    assert plan.partition == [1] * 8
+    assert plan.step_seconds == pytest.approx((8 + 3 / 2) * 6)
+    assert plan.loads == pytest.approx([6.0] * 4)
+
+
+def test_one_device_may_take_a_large_layer_and_a_small_stage() -> None:
+    """What counts is the load of a device: the large layer's one gets less in its other stage."""
+    plan = choose(chain(*[1.0] * 9, 3.0), Fleet.of(2), [INTERLEAVED], Freedom())
+    assert max(plan.loads) == pytest.approx(18.0)
+
+
+def test_memory_makes_it_recompute_what_frees_most() -> None:
+    def most(fleet: Fleet) -> tuple[float, list[float]]:
+        plan = choose(bert(4), fleet, [Scheme("interleaved", "bsp", 16, chunks=2)], Freedom())
+        return max(stage.cost.memory for stage in plan.stages), plan.recompute_ratio
+
+    free, none = most(Fleet.of(8))
+    assert none == [0.0] * 16
+    tight, some = most(Fleet.of(8, free * 0.8))
+    assert tight <= free * 0.8 and 0 < sum(some) < 16
+
+
+def test_too_little_memory_says_how_much_would_do() -> None:
+    scheme = Scheme("interleaved", "bsp", 8, chunks=2)
+    with pytest.raises(OutOfMemory, match="the least that would do is") as caught:
+        choose(bert(4), Fleet.of(4, 2.0**30), [scheme], Freedom())
+    assert choose(bert(4), Fleet.of(4, caught.value.least * 1.01), [scheme], Freedom()).partition
+
+
+def test_of_several_schedules_it_may_be_the_fastest() -> None:
+    schemes = [Scheme("1f1b", "bsp", 4), INTERLEAVED]
+    assert choose(chain(*[1.0] * 8), Fleet.of(2), schemes, Freedom()).scheme.schedule == "interleaved"
+    link = LinkProfile(latency=50.0, forward=1e18, backward=1e18)
+    assert choose(chain(*[1.0] * 8), Fleet.of(2, links=[link]), schemes, Freedom()).scheme.schedule == "1f1b"
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ScheduleError, match="4 stages are more than the 3 layers"):
+        choose(chain(1.0, 1.0, 1.0), Fleet.of(2), [INTERLEAVED], Freedom())
+    with pytest.raises(UsageError, match="it needs 4 of 8"):
+        evaluate(chain(*[1.0] * 8), Fleet.of(2), INTERLEAVED, [4, 4], [1, 1], [0.0, 0.0])
