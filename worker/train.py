@@ -180,7 +180,9 @@ def _with_prediction(job: Job, found: StageResult) -> StageResult:
     """A rank's result beside what the planner expected of its stage."""
     if job.plan.predicted is None:
         return found
-    seconds, memory = job.plan.predicted.stage_seconds[found.stage], job.plan.predicted.memory_bytes[found.stage]
+    stages, memory = job.plan.stages_of(found.rank), job.plan.predicted.memory_bytes[found.stage]
+    # Of several stages on one rank the metrics know the mean.
+    seconds = sum(job.plan.predicted.stage_seconds[stage] for stage in stages) / len(stages)
     return found.model_copy(update={"predicted_seconds": seconds, "predicted_memory_bytes": memory})
 
 
