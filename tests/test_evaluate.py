@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -13,13 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from tests import harness, ranks, reference
 from tests.test_models import MODELS, cut, spec_of
+from vpipe_cli.app import app
 from vpipe_cli.runs import evaluations
 from worker import data, models
 from worker.build import Builder
 from worker.data.base import Source
+from worker.errors import CheckpointError
 from worker.evaluate import Evaluator
 from worker.feed import Feeder
 from worker.models.base import Model
@@ -145,25 +149,58 @@ def test_held_out_text_has_the_tokens_of_the_training_text(tmp_path: Path) -> No
     assert len(tokenizers) == 2 and tokenizers[0] == tokenizers[1]
 
 
-def test_the_command_measures_a_checkpoint(tmp_path: Path) -> None:
-    """What a run finds at its end is what `vpipe eval` finds later, on other stages too."""
-    corpus = tmp_path / "text"
+class Shell:
+    """The command in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home, self.run = folder, folder / "home", Path()
+
+    def vpipe(self, *arguments: str) -> str:
+        command = [sys.executable, "-m", "vpipe_cli.app", *arguments]
+        environment = {**os.environ, "VPIPE_HOME": str(self.home), "VPIPE_CACHE": str(self.folder / "cache")}
+        ended = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=170)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    """After a run of two stages that was saved and measured at its end."""
+    made = Shell(tmp_path_factory.mktemp("shell"))
+    corpus = made.folder / "text"
     corpus.write_bytes(Path(torch.__file__).read_bytes()[:60_000])
-    (tmp_path / "c.yml").write_text(
+    (made.folder / "c.yml").write_text(
         "machines: [cpu*2]\nmodel: {name: gpt2, hidden_size: 16, num_layers: 2, num_heads: 2}\n"
         f"data: {{source: text, path: {corpus}, sequence_length: 16, vocab_size: 300}}\n"
         "run: {steps: 4}\nevaluate: {every_steps: 4, minibatches: 3}\n"
     )
-    environment = {**os.environ, "VPIPE_HOME": str(tmp_path / "home"), "VPIPE_CACHE": str(tmp_path / "cache")}
+    made.vpipe("launch", "c.yml")
+    (made.run,) = (made.home / "runs").iterdir()
+    return made
 
-    def vpipe(*arguments: str) -> str:
-        command = [sys.executable, "-m", "vpipe_cli.app", *arguments]
-        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        return ended.stdout
 
-    vpipe("launch", "c.yml")
-    (folder,) = (tmp_path / "home" / "runs").iterdir()
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_command_measures_a_checkpoint(elsewhere: bool, shell: Shell) -> None:
+    """What a run finds at its end is what `vpipe eval` finds later, on other stages, of a copy without its run too."""
+    folder = shell.run
     (found,) = evaluations.all_of(RunFiles(folder))
-    later = json.loads(vpipe("eval", folder.name, "machines=[cpu]", "-o", "json"))
-    assert later["of"] == folder.name and later["evaluation"] == found.model_dump()
+    asked = folder.name
+    if elsewhere:
+        asked = "elsewhere/kept"
+        shutil.copytree(folder / "checkpoints" / "step-4", shell.folder / asked)
+    later = json.loads(shell.vpipe("eval", asked, "machines=[cpu]", "-o", "json"))
+    assert later["of"] == asked and later["evaluation"] == found.model_dump()
+
+
+def test_what_is_no_checkpoint_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text("{}")
+    said = {asked: CliRunner().invoke(app, ["eval", asked]) for asked in ("no/where", "./empty", "broken")}
+    assert [type(result.exception) for result in said.values()] == [CheckpointError] * 3
+    assert [str(result.exception).splitlines()[0] for result in said.values()] == [
+        "no/where is no folder",
+        f"{tmp_path}/empty/manifest.json cannot be read: No such file or directory",
+        f"{tmp_path}/broken/manifest.json is no manifest",
+    ]

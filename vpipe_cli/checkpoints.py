@@ -23,18 +23,35 @@ from worker.spec.job import Job, code_digest
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One committed checkpoint of a run; ``problem`` is why its manifest cannot be read, where it cannot."""
+    """One committed checkpoint, of the run with the id ``run``; ``problem`` is why its manifest cannot be read, if it
+    cannot; ``asked`` the path it was named by, if it was."""
 
-    run: Run
+    run: str
     step: int
     path: Path
     manifest: Manifest | None
     problem: str = ""
+    asked: str = ""
 
     @property
     def name(self) -> str:
         """How it is asked for."""
-        return f"{self.run.id}@{self.step}"
+        return self.asked or f"{self.run}@{self.step}"
+
+
+def folder(asked: str | None) -> Path | None:
+    """The folder of a checkpoint that ``asked`` is the path of, wherever it lies; None where it names a run."""
+    if asked and (os.sep in asked or (Path(asked) / layout.MANIFEST).is_file()):
+        return Path(asked).expanduser().absolute()
+    return None
+
+
+def at(path: Path, asked: str) -> Checkpoint:
+    """The checkpoint in the folder ``path``; not verified. Raises CheckpointError where there is none."""
+    if not path.is_dir():
+        raise CheckpointError(f"{asked} is no folder", "a checkpoint is a folder step-N, with a manifest.json in it")
+    found = manifest.read(path)
+    return Checkpoint(found.run, found.step, path, found, asked=asked)
 
 
 def split(asked: str | None) -> tuple[Run, int | None]:
@@ -76,6 +93,11 @@ def whole(asked: str | None) -> tuple[Checkpoint, list[str]]:
     Raises:
         CheckpointError: it is damaged, or all are.
     """
+    if path := folder(asked):
+        found = at(path, str(asked))
+        if wrong := problems(found):
+            raise CheckpointError(f"{found.name} is damaged: {'; '.join(wrong)}")
+        return found, []
     run, step = split(asked)
     if step is not None:
         found = find(asked)
@@ -181,6 +203,6 @@ def _link(source: Path, target: Path) -> None:
 def _open(run: Run, step: int) -> Checkpoint:
     path = layout.committed(run.files.checkpoints, step)
     try:
-        return Checkpoint(run, step, path, manifest.read(path))
+        return Checkpoint(run.id, step, path, manifest.read(path))
     except CheckpointError as error:
-        return Checkpoint(run, step, path, None, error.message)
+        return Checkpoint(run.id, step, path, None, error.message)

@@ -7,8 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vpipe_cli import config, explain, overrides
+from vpipe_cli import config, explain, overrides, yamltree
 from vpipe_cli.check import PATHS
+from worker.checkpoint.manifest import Manifest
 from worker.errors import NotFinished
 from worker.spec.cluster import ClusterSpec
 from worker.spec.files import RunFiles, write_atomic
@@ -33,6 +34,13 @@ def load(files: RunFiles, more: Sequence[str]) -> tuple[ClusterSpec, list[str], 
         raise NotFinished(f"run {files.folder.name} does not say what it was started with", hint) from None
     every, folder = [*request["overrides"], *map(_absolute, more)], Path(request["folder"])
     return config.load(files.cluster, every, folder), every, folder
+
+
+def write(found: Manifest | None, path: Path) -> None:
+    """Write the job that a checkpoint is of as the cluster.yml ``path``; ``machines`` says how many stages it gets."""
+    assert found is not None
+    job = {**found.spec, "pipeline": {k: v for k, v in found.spec.get("pipeline", {}).items() if k != "stages"}}
+    path.write_text(yamltree.dump(job), encoding="utf-8")
 
 
 def _absolute(text: str) -> str:

@@ -109,26 +109,27 @@ class Stage:
 
     @torch.no_grad()
     def evaluate(
-        self, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], list[float]]:
+        self, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], ask: str = ""
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
         """Run all layers with the current weights and keep nothing.
 
-        Returns all values by name, and what the last layer's ``scores`` counts; nothing where it has no such method.
+        Returns all values by name, and what the last stage's last layer answers to its method called ``ask``; None
+        where it has no such method.
         """
         self.stash.install(self.stash.current)
         values = {**inputs, **targets}
-        scores: list[float] = []
+        answer: Tensor | None = None
         with arithmetic(self._dtype, self.device):
             for layer, module in zip(self.layers, self.modules, strict=True):
                 given = [values[name] for name in layer.inputs]
                 if self.outgoing is None and layer is self.layers[-1]:
                     values[layer.outputs[0]] = outputs_of(layer, module(*given))[0]
-                    count = getattr(module, "scores", None)
-                    scores = count(*given).tolist() if callable(count) else []
+                    method = getattr(module, ask, None) if ask else None
+                    answer = method(*given) if callable(method) else None
                 else:
                     outputs = (rounded(value, self._dtype) for value in outputs_of(layer, module(*given)))
                     values.update(zip(layer.outputs, outputs, strict=True))
-        return values, scores
+        return values, answer
 
     @torch.no_grad()
     def first_bad(self, graph: Graph, targets: Mapping[str, Tensor]) -> str:

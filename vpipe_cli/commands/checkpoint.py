@@ -77,9 +77,9 @@ def export(
     found, passed = checkpoints.whole(asked)
     for line in passed:
         typer.echo(clean(line), err=True)
-    path, names = checkpoints.export(found, to or f"{found.run.id}-{found.step}.safetensors")
+    path, names = checkpoints.export(found, to or f"{found.run}-{found.step}.safetensors")
     if output == "json":
-        record = {"run": found.run.id, "step": found.step, "file": str(path), "names": names}
+        record = {"run": found.run, "step": found.step, "file": str(path), "names": names}
         typer.echo(json.dumps({"schema": 1, **record}))
     else:
         typer.echo(clean(f"{path}: the weights of {found.name}, {size(path.stat().st_size)}, under {names} names"))

@@ -19,7 +19,7 @@ def record(checkpoint: Checkpoint) -> dict[str, Any]:
     """One checkpoint for a machine."""
     found = checkpoint.manifest
     known = {"time": found.time, "bytes": found.bytes, "attempt": found.attempt} if found else {}
-    return {"run": checkpoint.run.id, "step": checkpoint.step, "path": str(checkpoint.path)} | known
+    return {"run": checkpoint.run, "step": checkpoint.step, "path": str(checkpoint.path)} | known
 
 
 def table(listed: Sequence[Checkpoint]) -> Table:

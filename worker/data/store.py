@@ -43,7 +43,8 @@ class TokenisedCorpus:
 
     ``tokens`` are uint16, or int32 for a vocabulary beyond that; document ``i`` is ``tokens[bounds[i]:bounds[i + 1]]``;
     ``counts[t]`` is how often token ``t`` occurs, with one entry for each token of the vocabulary. ``separate`` says
-    whether documents still need something between them; ``skipped`` counts records that were left out.
+    whether documents still need something between them; ``skipped`` counts records that were left out; ``tokenizer`` is
+    its own JSON.
     """
 
     tokens: NDArray[np.integer] | Shards
@@ -51,6 +52,7 @@ class TokenisedCorpus:
     counts: NDArray[np.int64]
     separate: bool = True
     skipped: int = 0
+    tokenizer: str = ""
 
 
 class Shards:
@@ -75,8 +77,7 @@ class Shards:
 
 def tokenizer_json(corpus: Corpus, vocab_size: int, cache: Path) -> str:
     """The tokenizer that was trained on ``corpus``, as its own JSON; prepared if need be. Raises as open_tokenised."""
-    open_tokenised(corpus, vocab_size, cache)
-    return (_folder(corpus, corpus.digest(), vocab_size, cache, None) / TOKENIZER).read_text(encoding="utf-8")
+    return open_tokenised(corpus, vocab_size, cache).tokenizer
 
 
 def _folder(corpus: Corpus, digest: str, vocab_size: int, cache: Path, tokenizer: str | None) -> Path:
@@ -119,7 +120,8 @@ def _load(folder: Path) -> TokenisedCorpus:
         if _hash(folder / name) != hashes[name]:
             raise ValueError(f"{name} is altered")
     tokens, bounds, counts = (np.load(folder / name, mmap_mode="r") for name in (TOKENS, BOUNDS, COUNTS))
-    return TokenisedCorpus(tokens, bounds, counts, skipped=int(hashes.get(SKIPPED, 0)))
+    vocabulary = (folder / TOKENIZER).read_text(encoding="utf-8")
+    return TokenisedCorpus(tokens, bounds, counts, skipped=int(hashes.get(SKIPPED, 0)), tokenizer=vocabulary)
 
 
 def _prepare(corpus: Corpus, digest: str, vocab_size: int, folder: Path, tokenizer: str | None) -> TokenisedCorpus:

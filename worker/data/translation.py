@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from functools import cached_property
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from worker.data.bad_records import BadRecords
 from worker.data.base import IGNORED, Minibatch, Signature, entropy
@@ -32,6 +37,7 @@ class Translation:
         self, corpus: TokenisedCorpus, files: Corpus, spec: ParallelSpec, seed: int, signature: Signature
     ) -> None:
         self._tokens, self._bounds, self._length = corpus.tokens, corpus.bounds, spec.sequence_length
+        self._tokenizer = corpus.tokenizer
         bad = BadRecords(spec.on_bad_record)
         lengths = np.diff(corpus.bounds)
         for document in np.flatnonzero((lengths == 0) | (lengths >= self._length)):
@@ -69,6 +75,15 @@ class Translation:
             {"labels": torch.from_numpy(labels)},
             (int((labels != IGNORED).sum()),),
         )
+
+    def sentence(self, tokens: Sequence[int]) -> str:
+        """The text of a sentence's tokens, up to its end."""
+        ended = itertools.takewhile(lambda token: token != END, tokens)
+        return str(self._decoder.decode([token for token in ended if token >= 0], skip_special_tokens=True))
+
+    @cached_property
+    def _decoder(self) -> Tokenizer:
+        return Tokenizer.from_str(self._tokenizer)
 
     def _document(self, number: int) -> NDArray[np.integer]:
         return self._tokens[self._bounds[number] : self._bounds[number + 1]]

@@ -128,3 +128,7 @@ class Head(UniformStart):
     def scores(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Evaluation: how many next tokens were the likeliest, and among the five likeliest."""
         return token_scores(self.logits(hidden), labels)
+
+    def guesses(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Translation: the likeliest next token at every place, (b, t)."""
+        return self.logits(hidden).argmax(-1)

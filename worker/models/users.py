@@ -110,6 +110,10 @@ class Logits(nn.Module):
         """Evaluation: how many labels were the likeliest, and among the five likeliest."""
         return token_scores(self._logits(tensors), tensors[-1])
 
+    def guesses(self, *tensors: Tensor) -> Tensor:
+        """Translation: the likeliest next token at every place; no earlier one may know of it."""
+        return self._logits(tensors).argmax(-1)
+
     def _logits(self, tensors: tuple[Tensor, ...]) -> Tensor:
         logits = self.module(*tensors[:-1])
         if not isinstance(logits, Tensor) or logits.dim() != tensors[-1].dim() + 1:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from worker.spec.checkpoint import CheckpointSpec
 from worker.spec.container import ContainerSpec
-from worker.spec.data import AnyData
+from worker.spec.data import AnyData, EntryDataSpec, ParallelSpec
 from worker.spec.data import DataSpec as DataSpec
 from worker.spec.evaluate import EvaluateSpec
 from worker.spec.model import BertSpec as BertSpec
@@ -276,6 +276,11 @@ class ClusterSpec(Section):
             source = getattr(self.data, "source", "it")
             message = f"is {source}, which gives {listed(gives)}, but {named} learns from {task}; {_SOURCES[task]}"
             yield Misfit(message, ("data.source", "model.name"))
+        if self.evaluate.bleu and not isinstance(self.data, ParallelSpec | EntryDataSpec):
+            source = getattr(self.data, "source", "it")
+            yield Misfit(
+                f"compares sentences, and data.source is {source}; parallel has some", ("evaluate.bleu", "data.source")
+            )
         if isinstance(self.model, HfSpec) and self.data.varies:
             yield Misfit(
                 "must be false: hf models are cut for sequences of one length", ("data.variable", "model.name")

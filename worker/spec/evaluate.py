@@ -20,6 +20,9 @@ class EvaluateSpec(Section):
     held_out: PathText | None = Field(
         None, description="data of the same kind as data.path, not trained on; default: the training data, reordered"
     )
+    bleu: bool = Field(
+        False, description="source parallel: translate too, word after word, and score it: `pip install 'vpipe[bleu]'`"
+    )
     held_out_target: PathText | None = Field(None, description="source parallel: the other side of held_out")
 
     def misfits(self) -> Iterator[Misfit]:
