@@ -65,8 +65,10 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     real = runner.resolved
 
     def use(program: str | Callable[[int], str]) -> None:
-        def resolved(definition: Definition, files: SweepFiles, trial: Trial, lane: int = 0) -> Launch:
-            launch = real(definition, files, trial, lane)
+        def resolved(
+            definition: Definition, files: SweepFiles, trial: Trial, lane: int = 0, check: bool = True
+        ) -> Launch:
+            launch = real(definition, files, trial, lane, check)
             text = program if isinstance(program, str) else program(trial.number)
             argv = [sys.executable, "-S", "-c", text]
             ranks = [rank.model_copy(update={"argv": argv}) for rank in launch.ranks]

@@ -44,6 +44,23 @@ def checked(launch: Launch) -> Launch:
     return launch
 
 
+def made(
+    launch: Launch,
+    path: Path,
+    overrides: Sequence[str],
+    folder: Path | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Run:
+    """The folder of a run that its engine is to start; the arguments are those of ``start``. Raises PreflightError."""
+    run = store.create(launch.run, launch.job.spec.engine)
+    request.keep(run.files, path, overrides, folder)
+    if checkpoint:
+        from vpipe_cli import checkpoints
+
+        checkpoints.give(checkpoint, run.files)
+    return run
+
+
 def start(
     launch: Launch,
     path: Path,
@@ -63,11 +80,6 @@ def start(
         PreflightError, UnreachableError, ImageError, TransferError: it could not be started.
     """
     text = config.read(path)
-    run = store.create(launch.run, launch.job.spec.engine)
-    request.keep(run.files, path, overrides, folder)
-    if checkpoint:
-        from vpipe_cli import checkpoints
-
-        checkpoints.give(checkpoint, run.files)
+    run = made(launch, path, overrides, folder, checkpoint)
     ENGINES[run.engine].start(run, launch, text, progress)
     return run

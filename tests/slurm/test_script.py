@@ -130,8 +130,9 @@ def test_keys_of_the_job_stay_short(tmp_path: Path) -> None:
 
 
 def test_what_squeue_says() -> None:
-    assert parse("PENDING|Resources|2026-11-24T12:00:00|") == Queued("PENDING", "Resources", "2026-11-24T12:00:00")
-    assert parse("PENDING|Priority|N/A|") == Queued("PENDING", "Priority")
-    running = parse("RUNNING|None|2026-11-24T12:00:00|n[1-2]\n")
+    waits = parse("7|PENDING|Resources|2026-11-24T12:00:00|")
+    assert waits == ("7", Queued("PENDING", "Resources", "2026-11-24T12:00:00"))
+    assert parse("7_2|PENDING|Priority|N/A|") == ("7_2", Queued("PENDING", "Priority"))
+    _, running = parse("7|RUNNING|None|2026-11-24T12:00:00|n[1-2]\n")
     assert running == Queued("RUNNING", "", "2026-11-24T12:00:00", "n[1-2]") and not running.has_ended
-    assert parse("TIMEOUT|TimeLimit|x|").has_ended
+    assert parse("7|TIMEOUT|TimeLimit|x|")[1].has_ended

@@ -9,7 +9,8 @@ from vpipe_cli.engines.ssh import SshEngine
 from vpipe_cli.runs.store import Run
 from worker.errors import VpipeError
 
-ENGINES: dict[str, Engine] = {"local": LocalEngine(), "ssh": SshEngine(), "slurm": SlurmEngine()}
+SLURM = SlurmEngine()
+ENGINES: dict[str, Engine] = {"local": LocalEngine(), "ssh": SshEngine(), "slurm": SLURM}
 """By the name that cluster.yml gives them."""
 
 

@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,17 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(lock)
     return False
+
+
+@contextmanager
+def launching(run: Run) -> Iterator[None]:
+    """Hold the run's lock on this machine while it is being launched; whoever kills this process lets go of it."""
+    lock = os.open(run.files.lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def write_files(files: RunFiles, launch: Launch, cluster: str) -> None:

@@ -6,9 +6,7 @@ client may go and come back: nothing on the hosts waits for it.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,7 +15,7 @@ from vpipe_cli.container.build import prepare
 from vpipe_cli.container.ship import Progress
 from vpipe_cli.engines import saved
 from vpipe_cli.engines.hosts import HostFiles
-from vpipe_cli.engines.local import is_locked, write_files
+from vpipe_cli.engines.local import is_locked, launching, write_files
 from vpipe_cli.engines.mirror import Connect, Mirror
 from vpipe_cli.engines.shipping import Shipment
 from vpipe_cli.launch import Launch
@@ -54,7 +52,7 @@ class SshEngine:
 
     def start(self, run: Run, launch: Launch, cluster: str, progress: Progress | None = None) -> None:
         """Ship the run and start it. Raises PreflightError, UnreachableError; then nothing of it is left to begin."""
-        with _launching(run):
+        with launching(run):
             try:
                 write_files(run.files, launch, cluster)
                 self._event(run, "shipping")
@@ -220,14 +218,3 @@ def _joined(errors: dict[str, VpipeError]) -> VpipeError:
     if len(errors) == 1:
         return first
     return type(first)("\n".join(error.message for error in errors.values()), first.hint)
-
-
-@contextmanager
-def _launching(run: Run) -> Iterator[None]:
-    """Hold the run's lock on this machine while it is being launched; whoever kills this process lets go of it."""
-    lock = os.open(run.files.lock, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)

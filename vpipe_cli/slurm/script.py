@@ -25,13 +25,11 @@ def script(launch: Launch, root: str) -> str:
     Raises:
         PreflightError: ``root`` cannot be named in it.
     """
-    if not PATH.fullmatch(root):
-        raise PreflightError(f"a job of Slurm cannot name the folder {root!r}", "VPIPE_HOME names another place")
-    folder = f"{root}/runs/{launch.run}"
+    folder = f"{_nameable(root)}/runs/{launch.run}"
     return "\n".join(
         [
             "#!/bin/bash",
-            *(f"#SBATCH {option}" for option in _options(launch, folder)),
+            *(f"#SBATCH {option}" for option in _options(launch, str(RunFiles(Path(folder)).slurm_log))),
             "set -u",
             f"run={shlex.quote(folder)}",
             f"hostd={shlex.quote(f'{root}/code/{launch.code}/worker/hostd')}",
@@ -50,6 +48,33 @@ def script(launch: Launch, root: str) -> str:
     )
 
 
+def array_script(launch: Launch, folder: str, tasks: int, throttle: int) -> str:
+    """The script of many runs that ask Slurm for the same: each is a task of one array, and runs its own script.
+
+    Args:
+        launch: that of any of them.
+        folder: has for each task a link to its run's folder, named by the task's number.
+        throttle: how many run at a time.
+    Raises:
+        PreflightError: ``folder`` cannot be named in it.
+    """
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            f"#SBATCH --array=0-{tasks - 1}%{throttle}",
+            *(f"#SBATCH {option}" for option in _options(launch, f"{_nameable(folder)}/%a/slurm.log")),
+            f'exec bash {shlex.quote(folder)}/"$SLURM_ARRAY_TASK_ID"/slurm.sh',
+            "",
+        ]
+    )
+
+
+def _nameable(folder: str) -> str:
+    if not PATH.fullmatch(folder):
+        raise PreflightError(f"a job of Slurm cannot name the folder {folder!r}", "VPIPE_HOME names another place")
+    return folder
+
+
 def hosts_of(launch: Launch) -> list[str]:
     """The launch's hosts in the order of their ranks."""
     return list(dict.fromkeys(rank.host for rank in launch.ranks))
@@ -63,7 +88,7 @@ def node_image(launch: Launch) -> str:
     return f"{spec.node_folder.rstrip('/')}/vpipe-images-{launch.image[:12]}/{launch.image}.sif"
 
 
-def _options(launch: Launch, folder: str) -> Iterator[str]:
+def _options(launch: Launch, log: str) -> Iterator[str]:
     spec, hosts = launch.job.spec.slurm, hosts_of(launch)
     per_node = max(sum(rank.host == host for rank in launch.ranks) for host in hosts)
     yield f"--job-name={launch.job.spec.name}"
@@ -78,7 +103,7 @@ def _options(launch: Launch, folder: str) -> Iterator[str]:
     yield f"--signal=B:USR1@{spec.save_before}"
     yield "--requeue" if spec.max_requeues else "--no-requeue"
     yield f"--export={','.join(placing.INHERITED)}"
-    yield f'--output="{RunFiles(Path(folder)).slurm_log}"'
+    yield f'--output="{log}"'
     yield "--open-mode=append"
     yield from spec.extra
 

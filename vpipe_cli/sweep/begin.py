@@ -95,6 +95,7 @@ def define(asked: Asked) -> tuple[Definition, Expanded]:
         choice=expanded.choice,
         parallel=asked.grid.parallel,
         lanes=expanded.lanes,
+        array=expanded.array and asked.optimize is None,
         warmup=asked.warmup,
         fail_fast=asked.fail_fast,
         seed=asked.seed,

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from vpipe_cli.engines import ENGINES
+from vpipe_cli.launch import Launch
 from vpipe_cli.runs.state import end_limit, standing, wait_for_end
 from vpipe_cli.runs.store import Run
-from vpipe_cli.sweep import export, optimize, pictures, runner, store
+from vpipe_cli.sweep import arrays, export, optimize, pictures, runner, store
 from vpipe_cli.sweep.files import SweepFiles
 from vpipe_cli.sweep.records import Definition, Row, Trial
 from vpipe_cli.sweep.results import lines, row_of
@@ -32,7 +33,10 @@ TAKEN = 3
 
 
 class Controller:
-    """Runs the trials that are not settled, at most ``parallel`` at a time, each on a lane of its own."""
+    """Runs the trials that are not settled, at most ``parallel`` at a time, each on a lane of its own.
+
+    Where they are tasks of an array of Slurm, the lane is the task's number, and Slurm sees to the rest.
+    """
 
     def __init__(self, files: SweepFiles, definition: Definition) -> None:
         self._files, self._definition = files, definition
@@ -42,6 +46,7 @@ class Controller:
         self._waiting = [trials[identity] for identity in definition.order if not self._said.is_done(identity)]
         self._running: dict[int, tuple[Trial, Run]] = {}
         self._former: list[Run] = []
+        self._leaves = False
 
     def run(self) -> str:
         """Run until all trials have ended, or a stop was asked for; why it is over."""
@@ -51,6 +56,8 @@ class Controller:
                 self._waiting = []
                 if how == "now":
                     self._end_running()
+                else:
+                    self._leave()
                 if not self._running:
                     return "stopped"
             failed = [row for row in self._collect() if row.state in ("failed", "lost")]
@@ -58,7 +65,7 @@ class Controller:
                 self._end_running()
                 return f"failed: trial {failed[0].number} {failed[0].state}: {failed[0].cause or 'no word of why'}"
             self._start_more()
-            time.sleep(POLL)
+            time.sleep(POLL * (1 + len(self._running) / 32))  # every look reads a file of each
         return "stopped" if self._stop_asked() else "done"
 
     def _adopt(self) -> None:
@@ -66,12 +73,15 @@ class Controller:
 
         One of a trial that is no longer asked for has the devices all the same, so it is awaited.
         """
+        arrays.settle(self._files, set(self._said.open().values()))
         waiting = {trial.identity: trial for trial in self._waiting}
         for identity, run_id in self._said.open().items():
             if (run := runner.again(run_id)) is None:
                 continue
             trial = waiting.get(identity)
             if trial is None:
+                if standing(run).state == "pending":  # in Slurm's queue, where it need not begin
+                    ENGINES[run.engine].request_stop(run)
                 self._former.append(run)
                 continue
             lane = self._said.lanes[identity]
@@ -79,25 +89,46 @@ class Controller:
                 lane += 1
             self._running[lane] = (trial, run)
             self._waiting.remove(trial)
+        arrays.throttle([run for _, run in self._running.values()], self._definition.parallel)
 
     def _start_more(self) -> None:
         self._former = [run for run in self._former if standing(run).state not in FINAL]
         if self._former:
+            return
+        if self._definition.array:
+            if not self._running:
+                self._start_array()
             return
         while self._waiting and len(self._running) < self._definition.parallel:
             lane = next(lane for lane in range(self._definition.parallel) if lane not in self._running)
             trial = self._next()
             if trial is None:
                 return
-            try:
-                launch = runner.resolved(self._definition, self._files, trial, lane)
-            except OutOfMemory as error:  # which the planner knows before it runs
-                self._waiting.remove(trial)
-                self._end(trial, Row(number=trial.number, identity=trial.identity, state="oom", cause=error.message))
-                continue
-            self._tell("start", trial=trial.identity, run=launch.run, lane=lane)
-            self._running[lane] = (trial, runner.start(self._definition, self._files, trial, launch, lane))
-            self._waiting.remove(trial)
+            if launch := self._resolved(trial, lane):
+                self._running[lane] = (trial, runner.start(self._definition, self._files, trial, launch, lane))
+
+    def _start_array(self) -> None:
+        """Queue what waits, as one array, or as much of it as one can hold."""
+        chosen: list[tuple[Trial, Launch]] = []
+        for trial in self._waiting[: arrays.MOST]:
+            if self._stop_asked():
+                return
+            if launch := self._resolved(trial, len(chosen), check=not chosen):
+                chosen.append((trial, launch))
+        if chosen:
+            runs = arrays.submit(self._files, self._definition, chosen)
+            self._running = dict(enumerate(zip([trial for trial, _ in chosen], runs, strict=True)))
+
+    def _resolved(self, trial: Trial, lane: int, check: bool = True) -> Launch | None:
+        """The launch of a trial that waits no longer; None where it has ended with that: its memory is not enough."""
+        self._waiting.remove(trial)
+        try:
+            launch = runner.resolved(self._definition, self._files, trial, lane, check)
+        except OutOfMemory as error:  # which the planner knows before it runs
+            self._end(trial, Row(number=trial.number, identity=trial.identity, state="oom", cause=error.message))
+            return None
+        self._tell("start", trial=trial.identity, run=launch.run, lane=lane)
+        return launch
 
     def _next(self) -> Trial | None:
         """The trial to run next; with ``optimize`` none once as many as asked for have run, which ends the waiting."""
@@ -128,12 +159,17 @@ class Controller:
 
     def _end_running(self) -> None:
         runs = [run for _, run in self._running.values()]
-        for run in runs:
-            ENGINES[run.engine].request_stop(run)
+        arrays.end(runs)
         for run in runs:
             wait_for_end(run, end_limit(run))
         self._collect()
         self._running = {}
+
+    def _leave(self) -> None:
+        """Let those that run finish; tasks of an array that have not begun need not."""
+        if not self._leaves:
+            self._leaves = True
+            arrays.end_waiting([run for _, run in self._running.values()])
 
     def _stop_asked(self) -> str:
         """``now``, ``after`` the running trials, or empty."""

@@ -42,6 +42,10 @@ class SweepFiles:
         """What the controller had to say."""
         return self.folder / "controller.log"
 
+    def array(self, number: int) -> Path:
+        """The folder of one array of Slurm, counted from 1; ``sweep.arrays`` says what is in it."""
+        return self.folder / f"array-{number}"
+
     @property
     def picture(self) -> Path:
         """Step time, memory and their trade-off, as a picture."""

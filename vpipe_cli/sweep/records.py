@@ -59,6 +59,7 @@ class Definition(Section):
     choice: str | None = Field(None, description="identity of the trial that the planner would have chosen")
     parallel: int = 1
     lanes: list[list[str]] = Field(default_factory=list, description="parallel > 1: the machines of each lane")
+    array: bool = Field(False, description="all trials are tasks of one array of Slurm")
     warmup: int | None = Field(None, description="first steps left out of throughput; None: a tenth, at least 1")
     fail_fast: bool = False
     seed: int = 1

@@ -48,7 +48,8 @@ class Grid:
 class Expanded:
     """The trials in the order of the grid, the machines of each lane where several run at a time, the planner's choice.
 
-    ``doubles`` counts the points left out because another one makes the same job.
+    ``doubles`` counts the points left out because another one makes the same job. ``array`` says that all trials ask
+    Slurm for the same, so that they can be one array.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Expanded:
     lanes: list[list[str]]
     choice: str | None
     doubles: int
+    array: bool = False
 
 
 def expand(base: Base, asked: Grid) -> Expanded:
@@ -77,6 +79,7 @@ def expand(base: Base, asked: Grid) -> Expanded:
     lanes: list[list[str]] = []
     name = ""
     problems: dict[str, Problem] = {}
+    places: set[str] = set()
     for number, point in enumerate(chosen, start=1):
         overrides = [*base.overrides, *settings(asked.axes, point)]
         try:
@@ -87,6 +90,7 @@ def expand(base: Base, asked: Grid) -> Expanded:
                 spec = config.load(base.path, [*overrides, machines_setting(lanes[0])], base.folder)
             name, trial = spec.name, _trial(len(made) + 1, point, overrides, spec, bool(lanes))
             made.setdefault(trial[0].identity, trial)
+            places.add(spec.model_dump_json(include={"name", "engine", "machines", "slurm"}))
         except ConfigError as error:
             problems.update((str(problem), problem) for problem in error.problems)
         except VpipeError as error:
@@ -99,7 +103,8 @@ def expand(base: Base, asked: Grid) -> Expanded:
         refused.hint = "nothing was started; --where 'CONDITION' leaves combinations out that cannot be" if made else ""
         raise refused
     trials, auto = [trial for trial, _ in made.values()], [partition for _, partition in made.values()]
-    return Expanded(name, trials, lanes, predict.choice(trials, auto), len(chosen) - len(trials))
+    array = spec.engine == "slurm" and len(places) == 1
+    return Expanded(name, trials, lanes, predict.choice(trials, auto), len(chosen) - len(trials), array)
 
 
 def settings(axes: Sequence[Axis], point: grid.Point) -> list[str]:

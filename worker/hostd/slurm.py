@@ -136,7 +136,7 @@ def _requeue(folder: str, attempt: int, why: str, preempted: bool) -> int:
     if used >= told["max_requeues"]:
         return _failed(folder, attempt, f"{why}; it was queued {used} times again, all that slurm.max_requeues allows")
     say(folder, "pending", attempt, why=why)
-    done = _slurm("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
+    done = _slurm("scontrol", "requeue", _job())
     if done.returncode:
         return _failed(folder, attempt, f"the job could not be queued again: {done.stderr.strip()}")
     return 0
@@ -153,6 +153,12 @@ def _known(folder: str) -> Optional[Allocation]:
 def _restarts_of_job() -> int:
     """How often Slurm has queued this job again."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def _job() -> str:
+    """This job, as scontrol is to be told of it: one of the tasks of an array has the number of the whole array too."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
 
 
 STEPS = {"begin": begin, "node": node, "end": end}
