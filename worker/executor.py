@@ -102,6 +102,8 @@ class Executor:
                     self._before_update(joint)
                 update = self._execute(joint, following, inbox.take())
             self._clock.stop(first.kind)
+            if first.kind is Kind.FORWARD:  # after it a rank holds most
+                self._clock.holds(*self._held())
             if update is not None:
                 self._clock.end_step(update)
         self._communicator.finish()
@@ -109,6 +111,11 @@ class Executor:
     def parameters(self) -> dict[str, Tensor]:
         """The parameters that this rank owns, by full name."""
         return {name: p for runtime in self.stages.values() for name, p in runtime.stash.parameters.items()}
+
+    def _held(self) -> tuple[int, int]:
+        """Minibatches in flight in all stages together, and versions of the weights of the one that has most."""
+        runtimes = self.stages.values()
+        return sum(runtime.in_flight for runtime in runtimes), max(runtime.versions for runtime in runtimes)
 
     def _expected(self, joint: list[Action]) -> list[Expected]:
         return [expected for action in joint for expected in self.stages[action.stage].expected(action)]

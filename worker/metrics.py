@@ -62,7 +62,8 @@ class StepClock:
 
     def _begin_step(self) -> None:
         self._busy = dict.fromkeys(Kind, 0.0)
-        self._minibatches = 0
+        self._minibatches = self._in_flight = 0
+        self._versions = 1
         self._waited_before = self._waiting.seconds
 
     def start(self) -> None:
@@ -75,6 +76,10 @@ class StepClock:
         waited = self._waiting.seconds - self._waited
         self._busy[kind] += time.perf_counter() - self._started - waited
         self._minibatches += kind is Kind.FORWARD
+
+    def holds(self, in_flight: int, versions: int) -> None:
+        """Take note of what the rank holds now: minibatches in flight, and versions of its weights."""
+        self._in_flight, self._versions = max(self._in_flight, in_flight), max(self._versions, versions)
 
     def end_step(self, update: Update) -> None:
         """Report the step that ``update`` has just ended."""
@@ -95,6 +100,8 @@ class StepClock:
                 seconds=now - self._step_ended,
                 memory=peak_memory(self._device),
                 grad_norm=update.norm,
+                in_flight=self._in_flight,
+                versions=self._versions,
             )
         )
         self._step_ended = now

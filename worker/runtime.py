@@ -100,6 +100,17 @@ class StageRuntime:
         """Whether no minibatch is in flight here and every gradient has gone into an update."""
         return not self._graphs and not self.stash.gradients
 
+    @property
+    def in_flight(self) -> int:
+        """Minibatches that were run forward and not yet wholly backward."""
+        return len(self._graphs)
+
+    @property
+    def versions(self) -> int:
+        """Versions of the weights that take memory of their own: the current one, and those that graphs still read."""
+        storages = {id(graph.version.storage) for graph in self._graphs.values()}
+        return len(storages | {id(self.stash.current.storage)})
+
     def version_of(self, action: Action) -> int | None:
         """Updates that went into the weights of ``action``; of an update, those before it."""
         if graph := self._graphs.get(action.minibatch):

@@ -42,6 +42,8 @@ class StepMetrics(Section):
     seconds: float = Field(description="wall time since the previous step's end")
     memory: int = Field(description="peak bytes: resident set on a CPU, allocated on a GPU")
     grad_norm: float | None = Field(None, description="norm before clipping, where it was computed")
+    in_flight: int = Field(0, description="most minibatches at once that were run forward and not yet wholly backward")
+    versions: int = Field(1, description="most versions of its weights that the rank held at once")
 
 
 class RankExit(Section):
