@@ -86,6 +86,8 @@ def step_metrics(rank: int, step: int, last_rank: int) -> StepMetrics:
         wait=0.015,
         seconds=0.1,
         memory=(400 + rank) << 20,
+        in_flight=last_rank + 1 - rank,
+        versions=last_rank + 1 - rank,
     )
 
 

@@ -57,14 +57,15 @@ def test_a_frame_shows_the_numbers(tmp_path: Path) -> None:
     assert lines[0] == "bert-1  running  1:05"
     assert lines[1].endswith(" 60/600 10%  eta 0:54")
     assert lines[2].startswith("loss 1.450 █") and lines[2].endswith("▁  baseline 7.412  80.0 samples/s")
-    assert " ".join(lines[4].split()) == "0 0 cpu 0-4 █▎ 20% 400 MiB 20.0 ms 50.0 ms 10.0 ms"
-    assert " ".join(lines[5].split()) == "1 1 cpu 5-9 ██▍ 40% 401 MiB 20.0 ms 30.0 ms 10.0 ms"
-    assert lines[6].endswith("─ Ctrl-C leaves it running")
+    assert " ".join(lines[4].split()) == "┌ 0 0 cpu 0-4 ████▊ 80% 2 2 400 MiB 80.0 ms"
+    assert " ".join(lines[5].split()) == "└ 1 1 cpu 5-9 ███▋ 60% 1 1 401 MiB 60.0 ms"
+    assert lines[6] == "slow: rank 0 (stage 0) 1.3x the others"
+    assert lines[7].endswith("─ Ctrl-C leaves it running")
     assert len(lines) == 24
 
 
 def test_ranks_that_have_no_room_are_counted(tmp_path: Path) -> None:
-    assert "... and 7 more ranks" in framed(tmp_path, 10, 80, 14)
+    assert "... and 8 more ranks" in framed(tmp_path, 10, 80, 15)
 
 
 def test_a_frame_before_the_first_step(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_a_frame_before_the_first_step(tmp_path: Path) -> None:
     lines = drawn(live.frame(live.Frame("bert-1", "starting", 1, 3.0, 0.0, progress), [], {}, 80, 24))
     assert lines[0] == "bert-1  starting  0:03"
     assert lines[2] == "no step yet"
-    assert lines[4].split() == ["0", "0", "cpu", "0-4"]
+    assert lines[4].split() == ["┌", "0", "0", "cpu", "0-4"]
 
 
 def test_a_run_that_makes_no_step_any_more_says_so(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_run_that_makes_no_step_any_more_says_so(tmp_path: Path) -> None:
 
 
 def test_a_notice_stands_in_the_place_of_the_hint(tmp_path: Path) -> None:
-    assert framed(tmp_path, 2, 80, 24, notice="stopping")[6].endswith("─ stopping")
+    assert framed(tmp_path, 2, 80, 24, notice="stopping")[7].endswith("─ stopping")
 
 
 def test_no_control_character_of_a_log_reaches_the_terminal(tmp_path: Path) -> None:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import select
 import signal
-import struct
-import subprocess
 import sys
-import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +13,7 @@ import pytest
 
 from tests import runs
 from tests.rig import SLEEP, Rig, wait_for
+from tests.terminal import Terminal
 from vpipe_cli import plot
 from vpipe_cli.runs import watch
 from vpipe_cli.runs.metrics import Curve, Meter, last_step
@@ -139,45 +135,6 @@ def test_there_is_no_picture_of_a_run_without_a_step(files: RunFiles) -> None:
     files.job.unlink()
     assert plot.ensure(runs.run(files)) == "none: the run never began"
     assert not files.loss_plot.exists()
-
-
-class Terminal:
-    """A process on a terminal of its own, 80x24, and all that it has drawn there."""
-
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
-        self._fd, theirs = os.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        self.process = subprocess.Popen(
-            command,
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=env,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )
-        os.close(theirs)
-        self.drawn = ""
-
-    def press(self, keys: str) -> None:
-        os.write(self._fd, keys.encode())
-
-    def _read(self) -> None:
-        while select.select([self._fd], [], [], 0)[0]:
-            try:
-                self.drawn += os.read(self._fd, 65536).decode(errors="replace")
-            except OSError:  # the other end is closed
-                return
-
-    def shows(self, text: str) -> bool:
-        self._read()
-        return text in self.drawn
-
-    def end(self) -> int:
-        """The exit status, once there is one."""
-        wait_for(lambda: self.shows("") and self.process.poll() is not None)
-        self._read()
-        return self.process.returncode
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ from vpipe_cli.commands.stack import stack
 from vpipe_cli.commands.status import status
 from vpipe_cli.commands.stop import stop
 from vpipe_cli.commands.sweep import sweep
+from vpipe_cli.commands.top import top
 from vpipe_cli.commands.trace import trace
 
 app = typer.Typer(
@@ -53,6 +54,7 @@ COMMANDS = (
     resume,
     eval,
     status,
+    top,
     logs,
     ps,
     diff,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vpipe_cli.render import logs, text
+from vpipe_cli.render import chart, logs, text
+from vpipe_cli.render import ranks as drawn
 from vpipe_cli.runs.logs import Record
-from vpipe_cli.runs.metrics import Progress, RankProgress
-from vpipe_cli.sanitize import clean
+from vpipe_cli.runs.metrics import Progress
 from worker.spec.records import FINAL, State
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.rule import Rule
     from rich.table import Table
     from rich.text import Text
 
@@ -29,8 +30,8 @@ QUIET = 10.0
 """Seconds without a step after which the view says so."""
 LEAST_LOG = 6
 """Log lines that are shown even if ranks must be left out for them."""
-NARROW = 72
-"""Columns below which times are left out."""
+LEAST_CHART = 4
+"""Lines of the loss curve that are worth looking at."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Frame:
     progress: Progress
     notice: str = ""
     hint: str = ""
+    doing: Mapping[int, str] = field(default_factory=dict)
+    """What a rank does at this moment, of those that say it here."""
 
 
 def state_text(state: State) -> Text:
@@ -57,19 +60,57 @@ def state_text(state: State) -> Text:
 def frame(now: Frame, records: Sequence[Record], heads: dict[int, str], width: int, height: int) -> RenderableType:
     """The view of ``width`` x ``height`` characters: numbers above, the newest log lines below."""
     from rich.console import Group
-    from rich.rule import Rule
 
-    ranks = now.progress.ranks
-    rows = max(1, min(len(ranks), height - LEAST_LOG - 5))
-    above: list[RenderableType] = [_headline(now), _bar(now), _loss(now.progress, width)]
-    above.append(_ranks(ranks[:rows], narrow=width < NARROW))
-    if rows < len(ranks):
-        above.append(_line((f"... and {len(ranks) - rows} more ranks", "dim")))
-    title = _line((now.notice, "bold yellow")) if now.notice else _line((now.hint, "dim"))
-    above.append(Rule(title, align="right", style="dim"))
-    room = height - (5 + rows + (rows < len(ranks)))
+    above = [_headline(now), _bar(now), _loss(now.progress, width)]
+    above += _pipeline(now, width, height - LEAST_LOG - 4)
+    above.append(_rule(now))
+    room = height - len(above) - _rows(above)
     below = [logs.line(record, heads[record.source.rank]) for record in list(records)[-room:]] if room > 0 else []
     return Group(*above, *below)
+
+
+def whole(now: Frame, width: int, height: int) -> RenderableType:
+    """The view without a log, with the loss as a curve in its room: what ``vpipe top`` draws."""
+    from rich.console import Group
+    from rich.text import Text
+
+    least = LEAST_CHART if height > 20 else 0
+    above = [_headline(now), _bar(now), _numbers(now.progress)]
+    above += _pipeline(now, width, height - least - 4)
+    room = height - len(above) - _rows(above) - 1
+    progress = now.progress
+    lines = chart.curve(progress.losses, progress.baseline_loss, width, room) if room >= LEAST_CHART else []
+    return Group(
+        *above,
+        *(Text(line, style="cyan", no_wrap=True) for line in lines),
+        *([_rule(now)] if now.notice or now.hint else []),
+    )
+
+
+def _pipeline(now: Frame, width: int, room: int) -> list[RenderableType]:
+    """The ranks in at most ``room`` lines, their heads included; those that are slow are named below."""
+    ranks = now.progress.ranks
+    slow = drawn.slow_line(ranks)
+    room -= 1 + (slow is not None)
+    shown = drawn.chosen(ranks, max(1, room if len(ranks) <= room else room - 1))
+    parts: list[RenderableType] = [drawn.table(shown, ranks, width, now.doing)]
+    if len(shown) < len(ranks):
+        parts.append(_line((f"... and {len(ranks) - len(shown)} more ranks", "dim")))
+    return parts + ([slow] if slow else [])
+
+
+def _rows(parts: Sequence[RenderableType]) -> int:
+    """Lines that parts take beyond one each: those of the table below its heads."""
+    from rich.table import Table
+
+    return sum(part.row_count for part in parts if isinstance(part, Table) and part.show_header)
+
+
+def _rule(now: Frame) -> Rule:
+    from rich.rule import Rule
+
+    title = _line((now.notice, "bold yellow")) if now.notice else _line((now.hint, "dim"))
+    return Rule(title, align="right", style="dim")
 
 
 def _line(*parts: tuple[str, str] | str | Text) -> Text:
@@ -115,6 +156,19 @@ def _bar(now: Frame) -> Table:
     return grid
 
 
+def _numbers(progress: Progress) -> Text:
+    """The loss and the pace in words."""
+    if progress.loss is None:
+        return _line(("no step yet", "dim"))
+    parts: list[tuple[str, str] | str] = ["loss ", (text.loss(progress.loss), "bold")]
+    if progress.baseline_loss is not None:
+        parts.append(f"  baseline {text.loss(progress.baseline_loss)}")
+    parts.append(f"  {text.rate(progress.samples_per_second)} samples/s")
+    if progress.step_seconds is not None:
+        parts.append(f"  {text.span(progress.step_seconds)} a step")
+    return _line(*parts)
+
+
 def _loss(progress: Progress, width: int) -> Text:
     if progress.loss is None:
         return _line(("no step yet", "dim"))
@@ -124,34 +178,3 @@ def _loss(progress: Progress, width: int) -> Text:
         behind = f"  baseline {text.loss(progress.baseline_loss)}{behind}"
     room = width - sum(len(part if isinstance(part, str) else part[0]) for part in parts) - len(behind)
     return _line(*parts, (text.sparkline(progress.losses, max(0, min(room, 60))), "cyan"), behind)
-
-
-def _ranks(ranks: Sequence[RankProgress], narrow: bool) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("stage", "rank", "device", "layers"):
-        table.add_column(name)
-    table.add_column("idle", no_wrap=True, min_width=11)
-    table.add_column("memory", justify="right", no_wrap=True, min_width=8)
-    for name in () if narrow else ("forward", "backward", "update"):
-        table.add_column(name, justify="right", no_wrap=True, min_width=7)
-    several = len({rank.placement.host for rank in ranks}) > 1
-    for rank in ranks:
-        cells = _cells(rank, several)[: len(table.columns)]
-        table.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in cells))
-    return table
-
-
-def _cells(rank: RankProgress, several_hosts: bool) -> list[str]:
-    placed = rank.placement
-    device = clean(f"{placed.host} {placed.device}" if several_hosts else placed.device)
-    stages = ",".join(map(str, rank.stages))
-    layers = ",".join(f"{these[0]}-{these[-1]}" if len(these) > 1 else f"{these[0]}" for these in rank.layers)
-    cells = [stages, str(placed.rank), device, layers]
-    if (timing := rank.timing) is None:
-        return cells
-    idle = f"{text.bar(timing.idle_share, 6)} {text.percent(timing.idle_share):>4}"
-    times = [text.span(seconds) for seconds in (timing.forward, timing.backward, timing.update)]
-    return [*cells, idle, text.size(timing.memory), *times]

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
 from vpipe_cli.render import logs, text
 from vpipe_cli.render.console import can_redraw, console
-from vpipe_cli.render.live import Frame, frame
+from vpipe_cli.render.live import Frame, frame, whole
 from vpipe_cli.runs.logs import Record, Source
 from worker.spec.records import FINAL
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.live import Live
 
 Style = Literal["auto", "plain", "none"]
@@ -52,9 +52,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         self._last: Frame | None = None
 
     def __enter__(self) -> LiveView:
-        from rich.live import Live
-
-        self._live: Live = Live(console=self._console, screen=True, auto_refresh=False, vertical_overflow="crop")
+        self._live = _live(self._console)
         self._live.start()
         return self
 
@@ -73,6 +71,40 @@ class LiveView(AbstractContextManager["LiveView"]):
         self._last = now
         width, height = self._console.size
         self._live.update(frame(now, self._records, self._heads, width, height), refresh=True)
+
+
+class Screen(AbstractContextManager["Screen"]):
+    """The numbers alone, on the terminal's other screen; the last ones stay."""
+
+    def __init__(self, target: Console) -> None:
+        self._console = target
+        self._last: Frame | None = None
+
+    def __enter__(self) -> Screen:
+        self._live = _live(self._console)
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+        if self._last is not None:
+            self._console.print(self._drawn(replace(self._last, hint="")))
+
+    def show(self, now: Frame) -> None:
+        """Draw a frame."""
+        self._last = now
+        self._live.update(self._drawn(now), refresh=True)
+
+    def _drawn(self, now: Frame) -> RenderableType:
+        width, height = self._console.size
+        return whole(now, width, height)
+
+
+def _live(target: Console) -> Live:
+    """A screen of its own, as large as the terminal is at each drawing."""
+    from rich.live import Live
+
+    return Live(console=target, screen=True, auto_refresh=False, vertical_overflow="crop")
 
 
 class PlainView(AbstractContextManager["PlainView"]):
@@ -135,6 +167,12 @@ def progress_line(now: Frame) -> str:
     if progress.eta:
         parts.append(f"eta {text.clock(progress.eta)}")
     return "  ".join(parts)
+
+
+def screen() -> Screen | None:
+    """The numbers of a run on standard output; None where it cannot be drawn anew."""
+    target = console()
+    return Screen(target) if can_redraw(target) else None
 
 
 def view(style: Style, sources: Sequence[Source], stream: TextIO | None = None) -> View:

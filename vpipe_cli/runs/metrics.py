@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json import loads
 from pathlib import Path
 
+from vpipe_cli.runs import slow as slow_ranks
 from worker import logfilter
 from worker.spec.files import RunFiles
 from worker.spec.job import Job, Placement
@@ -29,6 +30,13 @@ class Timing:
     update: float
     idle_share: float
     memory: int
+    in_flight: int
+    versions: int
+
+    @property
+    def busy(self) -> float:
+        """Seconds in which it computes."""
+        return self.forward + self.backward + self.update
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class RankProgress:
     stages: list[int]
     layers: list[range]
     timing: Timing | None
+    slow: float | None = None
+    """How many times as long as the others it takes, where that is much."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class Progress:
     losses: list[tuple[float, float]]
     baseline_loss: float | None
     samples_per_second: float | None
+    step_seconds: float | None
     eta: float | None
     ranks: list[RankProgress]
 
@@ -129,9 +140,16 @@ class Meter:
             losses=self._curve.points(),
             baseline_loss=baseline_loss(self._files),
             samples_per_second=samples / seconds if seconds else None,
-            eta=(steps - newest.step) * seconds / len(paced) if newest and paced else None,
-            ranks=[self._rank(placement) for placement in self._job.ranks],
+            step_seconds=(pace := seconds / len(paced) if paced else None),
+            eta=(steps - newest.step) * pace if newest and pace is not None else None,
+            ranks=self._ranks(),
         )
+
+    def _ranks(self) -> list[RankProgress]:
+        ranks = [self._rank(placement) for placement in self._job.ranks]
+        busy = {rank.placement.rank: rank.timing.busy for rank in ranks if rank.timing}
+        slow = slow_ranks.factors(busy, self._job.plan)
+        return [replace(rank, slow=slow.get(rank.placement.rank)) for rank in ranks]
 
     def _rank(self, placement: Placement) -> RankProgress:
         recent = self._recent[placement.rank]
@@ -142,8 +160,8 @@ class Meter:
             return RankProgress(placement, stages, layers, None)
         forward, backward, update = (_sum(recent, name) for name in ("forward", "backward", "update"))
         idle = max(0.0, 1 - (forward + backward + update) / _sum(recent, "seconds"))
-        memory = max(step.memory for step in recent)
-        timing = Timing(forward / minibatches, backward / minibatches, update / minibatches, idle, memory)
+        most = {name: max(getattr(step, name) for step in recent) for name in ("memory", "in_flight", "versions")}
+        timing = Timing(forward / minibatches, backward / minibatches, update / minibatches, idle, **most)
         return RankProgress(placement, stages, layers, timing)
 
 

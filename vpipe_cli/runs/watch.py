@@ -13,17 +13,15 @@ from types import FrameType
 from vpipe_cli import plot
 from vpipe_cli.engines import ENGINES
 from vpipe_cli.render.console import console
-from vpipe_cli.render.live import Frame
 from vpipe_cli.render.summary import left, summary
 from vpipe_cli.render.view import KEPT, Style, View, view
 from vpipe_cli.runs import logs
 from vpipe_cli.runs.feed import feed
 from vpipe_cli.runs.job import placed_job
-from vpipe_cli.runs.metrics import Meter
+from vpipe_cli.runs.look import Looker
 from vpipe_cli.runs.outcome import outcome
 from vpipe_cli.runs.state import end_limit, queue_text, standing
 from vpipe_cli.runs.store import Run
-from worker.spec.files import read_events
 from worker.spec.job import Job
 from worker.spec.records import FINAL, State
 
@@ -127,7 +125,7 @@ class Watcher:
     def __init__(self, run: Run, job: Job, shown: View) -> None:
         self._run, self._job, self._view = run, job, shown
         self._feed = feed(run, job, logs.attempts(run.files)[-1])
-        self._meter = Meter(run.files, job)
+        self._looker = Looker(run, job)
         if shown.newest_only:
             for record in self._feed.last(KEPT):
                 shown.log(record)
@@ -139,19 +137,9 @@ class Watcher:
         self._feed.extend(now.attempt)
         for record in self._feed.finish(LAST_LOOK) if ended else islice(self._feed.new(), AT_ONCE):
             self._view.log(record)
-        self._meter.update()
-        at = _end_of(self._run) if ended else time.time()
-        frame = Frame(
-            self._run.id, now.state, now.attempt, at - self._run.started, at, self._meter.progress(), notice, HINT
-        )
-        self._view.show(frame)
+        self._view.show(self._looker.frame(now, notice, HINT))
         return now.state
 
     def close(self) -> None:
         """Look no more."""
         self._feed.close()
-
-
-def _end_of(run: Run) -> float:
-    times = [event["time"] for event in read_events(run.files.events) if isinstance(event.get("time"), float)]
-    return max(times, default=time.time())
