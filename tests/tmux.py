@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+CLEAN = ("env", "-u", "NO_COLOR", "-u", "COLUMNS", "-u", "LINES")
+"""Whoever runs the tests may have fixed a size, as readline does of its own accord."""
+
 
 class Screen:
     """A tmux of its own with one window."""
@@ -43,7 +46,7 @@ def screen(folder: Path, width: int, height: int, command: Sequence[str], env: d
         pytest.skip("tmux is missing")
     made = Screen(folder / "tmux")
     given = [f"{name}={value}" for name, value in env.items()]
-    line = f"{shlex.join(['env', '-u', 'NO_COLOR', *given, *command])}; echo ended with $?; read -r _"
+    line = f"trap : INT; {shlex.join([*CLEAN, *given, *command])}; echo ended with $?; read -r _"
     made.tmux("new-session", "-d", "-x", str(width), "-y", str(height), "sh", "-c", line)
     try:
         yield made

@@ -60,7 +60,7 @@ function failure(run) {
 
 function stages(run) {
   if (!run.stages?.some(stage => stage.forward !== null)) return null;
-  const predicted = run.plan.predicted?.stages ?? [];
+  const {stage_seconds: seconds = [], memory_bytes: memory = []} = run.plan.predicted ?? {};
   const busy = stage => stage.forward + stage.backward + stage.update;
   const rows = run.stages.map(stage => {
     const total = PARTS.reduce((sum, [name]) => sum + stage[name], 0) || 1;
@@ -71,9 +71,8 @@ function stages(run) {
       part.style.cssText = `width:${100 * stage[name] / total}%;background:var(--${paint})`;
       bar.append(part);
     }
-    const hoped = predicted[stage.stage] ?? {};
-    return [stage.rank, stage.stage, stage.host, bar, milliseconds(busy(stage)), milliseconds(hoped.seconds),
-      `${(100 * (stage.wait + stage.other) / total).toFixed(0)} %`, bytes(stage.memory), bytes(hoped.memory_bytes)];
+    return [stage.rank, stage.stage, stage.host, bar, milliseconds(busy(stage)), milliseconds(seconds[stage.stage]),
+      `${(100 * (stage.wait + stage.other) / total).toFixed(0)} %`, bytes(stage.memory), bytes(memory[stage.stage])];
   });
   const heads = ['#rank', '#stage', 'host', 'where a minibatch\u2019s time goes', '#busy', '#predicted', '#idle', '#peak memory', '#predicted'];
   return section('Stages', table(heads, rows), legend(PARTS.map(([name, paint]) => [name, `var(--${paint})`])));
