@@ -17,6 +17,11 @@ def sweeps(incomplete: str) -> list[str]:
     return _folders("sweeps", incomplete)
 
 
+def runs_and_sweeps(incomplete: str) -> list[str]:
+    """Ids of both."""
+    return [*runs(incomplete), *sweeps(incomplete)]
+
+
 def settings(incomplete: str) -> list[str]:
     """Keys of cluster.yml with their ``=``; behind one, the words its value may be; and files that end in .yml."""
     from vpipe_cli import explain, overrides

@@ -14,7 +14,11 @@ NEWEST = 20
 def ps(
     every: Annotated[bool, typer.Option("--all", help=f"all runs; otherwise the newest {NEWEST}")] = False,
     name: Annotated[str | None, typer.Option("--name", metavar="PATTERN", help="only runs so named, as bert-*")] = None,
-    state: Annotated[str | None, typer.Option("--state", help="only runs in this state")] = None,
+    state: Annotated[str | None, typer.Option("--state", metavar="STATE", help="only runs in this state")] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="2d", help="only runs that began so long ago or later, or at a time")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="2d", help="only runs that began before")] = None,
     orphans: Annotated[
         bool, typer.Option("--orphans", help="processes that outlived their runs, here and on the hosts of known runs")
     ] = False,
@@ -24,16 +28,13 @@ def ps(
     if orphans:
         _orphans(output)
         return
-    from fnmatch import fnmatchcase
-
     from vpipe_cli.render import tables
     from vpipe_cli.render.console import console
-    from vpipe_cli.runs.outcome import outcome
-    from vpipe_cli.runs.store import home, list_runs
+    from vpipe_cli.runs.history import Wanted
+    from vpipe_cli.runs.store import home
 
-    found = [run for run in list_runs() if name is None or fnmatchcase(run.name, name) or fnmatchcase(run.id, name)]
-    shown = found if every else found[:NEWEST]
-    listed = [stands for stands in map(outcome, shown) if state is None or stands.state == state]
+    wanted = Wanted.of(name, state, since, until)
+    listed, older = wanted.newest(None if every else NEWEST)
     if output == "json":
         runs = [
             {"run": run.run, "state": run.state, "step": run.step, "steps": run.steps, "loss": run.loss}
@@ -45,9 +46,9 @@ def ps(
         target = console()
         target.print(tables.runs(listed, time.time(), target.width))
     else:
-        typer.echo(f"no such run in {home()}" if name or state else f"no run in {home()} yet", err=True)
-    if len(shown) < len(found):
-        typer.echo(f"{len(found) - len(shown)} older ones: vpipe ps --all", err=True)
+        typer.echo(f"no such run in {home()}" if wanted != Wanted() else f"no run in {home()} yet", err=True)
+    if older:
+        typer.echo(f"{older} older ones were not looked at: vpipe ps --all", err=True)
 
 
 def _orphans(output: str) -> None:

@@ -61,7 +61,7 @@ def frame(now: Frame, records: Sequence[Record], heads: dict[int, str], width: i
     """The view of ``width`` x ``height`` characters: numbers above, the newest log lines below."""
     from rich.console import Group
 
-    above = [_headline(now), _bar(now), _loss(now.progress, width)]
+    above: list[RenderableType] = [_headline(now), _bar(now), _loss(now.progress, width)]
     above += _pipeline(now, width, height - LEAST_LOG - 4)
     above.append(_rule(now))
     room = height - len(above) - _rows(above)
@@ -75,7 +75,7 @@ def whole(now: Frame, width: int, height: int) -> RenderableType:
     from rich.text import Text
 
     least = LEAST_CHART if height > 20 else 0
-    above = [_headline(now), _bar(now), _numbers(now.progress)]
+    above: list[RenderableType] = [_headline(now), _bar(now), _numbers(now.progress)]
     above += _pipeline(now, width, height - least - 4)
     room = height - len(above) - _rows(above) - 1
     progress = now.progress

@@ -1,1 +1,1 @@
-"""One or several runs as a single HTML file that needs nothing else: no network, no server, no other file."""
+"""Runs, or a sweep, as a single HTML file that needs nothing else: no network, no server, no other file."""

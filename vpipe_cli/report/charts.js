@@ -56,8 +56,9 @@ function legend(entries) {
   return box;
 }
 
-// Curves over steps: series is [{name, points: [[x, y], ...]}], base a value drawn across.
-function lines(title, series, {unit, base = null, zero = false}) {
+// Curves: series is [{name, points: [[x, y], ...]}], base a value drawn across. They run over steps, unless `along` names
+// something else, of few values, which are then marked; `names` are what stands at 0, 1, 2, ... where those are no numbers.
+function lines(title, series, {unit, base = null, zero = false, along = 'step', names = null}) {
   const figure = element('figure', {'data-values': JSON.stringify(series), 'data-plot': title});
   const height = 240, left = 52, bottom = 26, top = 10, right = 10;
   const tip = tipIn(figure);
@@ -82,14 +83,17 @@ function lines(title, series, {unit, base = null, zero = false}) {
       axis.append(element('line', {x1: left, x2: width - right, y1: y(at), y2: y(at)}));
       axis.append(element('text', {x: left - 7, y: y(at) + 4, 'text-anchor': 'end'}, brief(at)));
     }
-    for (const at of ticks(xLow, xHigh, Math.max(2, width / 110))) {
-      axis.append(element('text', {x: x(at), y: height - 8, 'text-anchor': 'middle'}, brief(at)));
+    for (const at of names ? names.keys() : ticks(xLow, xHigh, Math.max(2, width / 110))) {
+      axis.append(element('text', {x: x(at), y: height - 8, 'text-anchor': names ? ends(at) : 'middle'}, called(at)));
     }
     svg.append(axis);
     if (base !== null) svg.append(element('line', {class: 'base', x1: left, x2: width - right, y1: y(base), y2: y(base)}));
     series.forEach((each, index) => {
       const path = each.points.map((point, at) => `${at ? 'L' : 'M'}${x(point[0]).toFixed(1)} ${y(point[1]).toFixed(1)}`);
       svg.append(element('path', {class: 'curve', stroke: `var(--s${index % 6})`, d: path.join('')}));
+      for (const [px, py] of along === 'step' ? [] : each.points) {
+        svg.append(element('circle', {cx: x(px), cy: y(py), r: 3, fill: `var(--s${index % 6})`}));
+      }
     });
     svg.append(element('g', {class: 'cursor'}));
     svg.addEventListener('pointermove', event => point(event.offsetX));
@@ -99,6 +103,8 @@ function lines(title, series, {unit, base = null, zero = false}) {
     figure.prepend(svg);
     if (had) svg.focus();
   }
+  function called(at) { return names ? names[at] : brief(at); }
+  function ends(at) { return at === 0 ? 'start' : at === names.length - 1 ? 'end' : 'middle'; }
   function describe() {
     const ends = series.map(each => each.points.length ? `${each.name} ends at ${brief(each.points.at(-1)[1])} ${unit}` : '');
     return `${title}. ${ends.join('; ')}. Arrow keys read the values.`;
@@ -119,7 +125,7 @@ function lines(title, series, {unit, base = null, zero = false}) {
       group.append(element('circle', {cx: x(px), cy: y(py), r: 3.5, fill: `var(--s${index % 6})`}));
     });
     const rows = found.map(each => `${series.length > 1 ? each.name + '  ' : ''}${brief(each.point[1])} ${unit}`);
-    tip.show(x(here), y(found[0].point[1]) - 6, `step ${brief(here)}\n${rows.join('\n')}`);
+    tip.show(x(here), y(found[0].point[1]) - 6, `${along} ${called(here)}\n${rows.join('\n')}`);
   }
   function point(offset) {
     show(xLow + (offset - left) / (width - left - right) * (xHigh - xLow));
@@ -138,8 +144,7 @@ function lines(title, series, {unit, base = null, zero = false}) {
     show(points[cursor][0]);
   }
   new ResizeObserver(() => { if (figure.clientWidth !== width) draw(); }).observe(figure);
-  const names = series.map((each, index) => [each.name, `var(--s${index % 6})`]);
-  if (series.length > 1) figure.append(legend(names));
+  if (series.length > 1) figure.append(legend(series.map((each, index) => [each.name, `var(--s${index % 6})`])));
   draw();
   return figure;
 }

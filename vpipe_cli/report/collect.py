@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from vpipe_cli.report import spans
-from vpipe_cli.report.steps import Steps
+from vpipe_cli.report.steps import POINTS, Steps
 from vpipe_cli.runs import logs
 from vpipe_cli.runs.job import placed_job
 from vpipe_cli.runs.metrics import baseline_loss
@@ -45,18 +45,25 @@ def collect(run: Run) -> dict[str, Any]:
         job = placed_job(run)
     except NotFinished:
         return data
-    ranks = [Steps.read(run.files.metrics(rank.rank)) for rank in job.ranks]
-    last = ranks[max(job.ranks, key=lambda rank: rank.stage).rank]
     return {
         **data,
+        **numbers(run, job),
         "plan": _plan(run, job),
         "ranks": [vars(rank) for rank in stands.ranks],
         "baseline": baseline_loss(run.files),
-        "losses": last.losses(),
-        "throughput": last.throughput(),
-        "stages": [_stage(job, rank, steps) for rank, steps in enumerate(ranks)],
         "timeline": spans.newest(run, job),
         "log": _log(run, job, data["events"]),
+    }
+
+
+def numbers(run: Run, job: Job, points: int = POINTS) -> dict[str, Any]:
+    """What the ranks of a run measured: curves of at most ``points``, and of each rank where its time went."""
+    ranks = [Steps.read(run.files.metrics(rank.rank)) for rank in job.ranks]
+    last = ranks[max(job.ranks, key=lambda rank: rank.stage).rank]
+    return {
+        "losses": last.losses(points),
+        "throughput": last.throughput(points),
+        "stages": [_stage(job, rank, steps) for rank, steps in enumerate(ranks)],
     }
 
 

@@ -1,4 +1,4 @@
-"""The values of one or several runs -> one HTML page."""
+"""The values of one or several runs, or of a sweep -> one HTML page."""
 
 from __future__ import annotations
 
@@ -17,9 +17,19 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 
 def page(runs: Sequence[dict[str, Any]]) -> str:
+    """The page of one or several runs."""
+    return _page(", ".join(run["id"] for run in runs), {"runs": runs}, "report.js")
+
+
+def sweep_page(sweep: dict[str, Any]) -> str:
+    """The page of a sweep as a whole."""
+    return _page(sweep["id"], {"sweep": sweep}, "scatter.js", "sweep.js")
+
+
+def _page(title: str, values: dict[str, Any], *scripts: str) -> str:
     """The whole page. Values travel as JSON in which nothing can end the script; scripts write them as text only."""
-    title = f"vpipe: {', '.join(run['id'] for run in runs)}"
-    values = json.dumps({"runs": runs}, separators=(",", ":"), allow_nan=False, default=str).replace("<", "\\u003c")
+    text = json.dumps(values, separators=(",", ":"), allow_nan=False, default=str).replace("<", "\\u003c")
+    code = "\n".join(_asset(name) for name in ("charts.js", "parts.js", *scripts))
     return "\n".join(
         [
             "<!doctype html>",
@@ -27,11 +37,11 @@ def page(runs: Sequence[dict[str, Any]]) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<link rel="icon" href="data:,">',
-            f"<title>{escape(title)}</title>",
+            f"<title>{escape(f'vpipe: {title}')}</title>",
             f"<style>{_asset('style.css')}</style></head>",
             '<body><main id="report"></main>',
-            f'<script type="application/json" id="values">{values}</script>',
-            f"<script>{_asset('charts.js')}\n{_asset('report.js')}</script></body></html>",
+            f'<script type="application/json" id="values">{text}</script>',
+            f"<script>{code}</script></body></html>",
         ]
     )
 

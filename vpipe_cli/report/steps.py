@@ -32,16 +32,16 @@ class Steps:
                 steps.append(step)
         return cls(steps)
 
-    def losses(self) -> list[tuple[int, float]]:
-        """(step, mean loss) in at most POINTS pieces."""
+    def losses(self, points: int = POINTS) -> list[tuple[int, float]]:
+        """(step, mean loss) in at most so many pieces."""
         known = [(step.step, step.loss) for step in self.steps if step.loss is not None]
-        return [(piece[-1][0], sum(loss for _, loss in piece) / len(piece)) for piece in _pieces(known)]
+        return [(piece[-1][0], sum(loss for _, loss in piece) / len(piece)) for piece in _pieces(known, points)]
 
-    def throughput(self) -> list[tuple[int, float]]:
+    def throughput(self, points: int = POINTS) -> list[tuple[int, float]]:
         """(step, samples per second), the first step left out: in it the pipeline fills."""
         return [
             (piece[-1].step, sum(step.samples for step in piece) / max(1e-9, sum(step.seconds for step in piece)))
-            for piece in _pieces(self.steps[1:])
+            for piece in _pieces(self.steps[1:], points)
         ]
 
     def shares(self) -> dict[str, float | None]:
@@ -62,7 +62,7 @@ class Steps:
         return {**parts, "other": other, "memory": max(step.memory for step in self.steps)}
 
 
-def _pieces(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
-    """Consecutive pieces of equal length, the last perhaps shorter; at most POINTS."""
-    width = -(-len(values) // POINTS) or 1
+def _pieces(values: Sequence[Value], points: int) -> Iterator[Sequence[Value]]:
+    """Consecutive pieces of equal length, the last perhaps shorter; at most so many."""
+    width = -(-len(values) // points) or 1
     return (values[at : at + width] for at in range(0, len(values), width))
