@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import memory, pipeline, planner, ranks
+from benchmarks import memory, pipeline, planner, ranks, sweep, tracing
 from benchmarks.contestants import Entry
 from benchmarks.layers import Sleeper, bert, encoders, sleepers
 from worker.deferred import Deferred, Later
@@ -124,3 +124,19 @@ def test_the_planner_benchmark_prints_its_records(capsys: pytest.CaptureFixture[
     expected = choose(planner.random_chain(4), Fleet.of(2), [Scheme()], Freedom())
     found = {"step": expected.step_seconds, "busy": [0.0, 0.0], "memory": [0.0, 0.0]}
     assert planner._compared(expected, found)["step_error"] == 0
+
+
+def test_the_planner_s_choice_is_compared_with_the_best_found() -> None:
+    def trial(ratio: str, rate: float, predicted: float, planner: bool = False) -> dict[str, object]:
+        numbers = {"samples_per_second": rate, "step_seconds": 8 / rate, "predicted_step_seconds": predicted}
+        return {"parameters": {"ratio": ratio}, "state": "succeeded", "planner": planner, **numbers}
+
+    found = sweep.compared([trial("0", 90.0, 1.0, planner=True), trial("1", 100.0, 2.0), trial("2", 50.0, 3.0)])
+    assert (found["chosen"], found["best"]) == ({"ratio": "0"}, {"ratio": "1"})
+    assert (found["below_best"], found["pairs_in_order"]) == (0.1, 0.6667)
+
+
+def test_what_a_recorded_window_takes_beyond_the_others() -> None:
+    window = [1.5, 1.0, 1.0, 1.0] + [1.5, 1.0, 1.0, 1.0]  # every fourth step takes half as long again
+    assert tracing.extra([1.0] * 40, 4) == [0.0] * 4
+    assert tracing.extra([2.0] * 4 + [1.0] * 4 + window * 4, 4)[0] == pytest.approx(0.25)

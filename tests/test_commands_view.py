@@ -159,6 +159,22 @@ def test_ps_says_how_many_more_there_are(files: RunFiles, tmp_path: Path) -> Non
     assert len(vpipe("ps", "--all").splitlines()) == 24
 
 
+def test_ps_filters_by_name_state_and_date(files: RunFiles, tmp_path: Path) -> None:
+    runs.succeed(files)
+    for number in range(2, 24):
+        runs.make_run(tmp_path, number=number)
+    assert len(vpipe("ps", "--name", "bert*", "--all").splitlines()) == 24
+    assert len(vpipe("ps", "--state", "succeeded").splitlines()) == 2, "the newest 20 of those that are wanted"
+    assert vpipe("ps", "--name", "gpt*") == vpipe("ps", "--until", "2026-11-23T12:49:00Z") == ""
+    assert (
+        len(vpipe("ps", "--all", "--since", "2026-11-23T12:49:00Z", "--until", "2026-11-23T12:49:01Z").splitlines())
+        == 24
+    )
+    for arguments, message in (("--state", "dead"), "no such state"), (("--since", "soon"), "no time"):
+        result = CliRunner().invoke(app, ["ps", *arguments])
+        assert isinstance(result.exception, UsageError) and message in result.exception.message
+
+
 def test_ps_without_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VPIPE_HOME", str(tmp_path))
     assert vpipe("ps") == ""

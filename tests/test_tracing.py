@@ -25,6 +25,7 @@ from worker.schedule.job import minibatches_per_step, rank_actions
 from worker.spec.cluster import ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
 from worker.spec.files import RunFiles
 from worker.spec.job import Job
+from worker.torch_profile import TorchProfile
 from worker.trace import Stopwatch
 
 STEPS, PER_STEP = 6, 6
@@ -47,7 +48,8 @@ def train(the_job: Job, files: RunFiles, folder: Path, rank: int) -> None:
     builder = Builder(the_job, toy.model(), source.signature, rank, torch.device("cpu"))
     feed = Feeder(source, minibatches_per_step(the_job.spec), builder.device, waiting) if rank == 0 else None
     metrics = MetricsFile(files.metrics(rank), STEPS)
-    trace.open_at(files.trace(rank), {"offset_ns": 0, "offset_error_ns": 0}, STEPS, STEPS)
+    also = TorchProfile(files.torch_trace(rank))
+    trace.open_at(files.trace(rank), {"offset_ns": 0, "offset_error_ns": 0}, STEPS, STEPS, also)
     builder.executor(feed, waiting, metrics.write).run(builder.actions())
     trace.close()
     metrics.close()
@@ -70,7 +72,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
 def processor(files: RunFiles) -> Iterator[Processor]:
     """Perfetto's trace processor with the run's trace."""
     home = files.folder.parent.parent
-    result = CliRunner().invoke(app, ["trace", files.folder.name, "-o", "json"], env={"VPIPE_HOME": str(home)})
+    command = ["trace", files.folder.name, "--torch-profiler", "-o", "json"]
+    result = CliRunner().invoke(app, command, env={"VPIPE_HOME": str(home)})
     assert result.exit_code == 0, result.output
     with loaded(Path(json.loads(result.stdout)["file"]).read_bytes()) as it:
         yield it
@@ -106,6 +109,28 @@ def test_idle_time_is_that_of_the_metrics(rank: int, processor: Processor, files
     steps = [json.loads(line) for line in files.metrics(rank).read_text().splitlines()]
     waited = sum(step["wait"] for step in steps if step["step"] > 1)
     assert nanoseconds / 1e9 == pytest.approx(waited, rel=0.01, abs=1e-3)
+
+
+@pytest.mark.parametrize("rank", range(3))
+def test_torch_s_own_operators_lie_inside_the_actions(rank: int, processor: Processor) -> None:
+    tracks = "join thread_track on thread_track.id = slice.track_id join thread using (utid) join process using (upid)"
+    chosen = f"from slice {tracks} where pid = {rank}"
+    ((first, last),) = processor.query(
+        f"select min(ts) as a, max(ts + dur) as b {chosen} and category in ('forward', 'backward', 'update')"
+    )
+    ((operators, early, late),) = processor.query(
+        f"select count(*) as n, min(ts) as a, max(ts + dur) as b {chosen} and slice.name = 'aten::linear'"
+    )
+    assert operators >= (STEPS - 1) * PER_STEP
+    assert first - 10**6 <= early and late <= last + 10**6
+
+
+def test_a_run_that_torch_did_not_profile_says_how_to(files: RunFiles, tmp_path: Path) -> None:
+    other = runs.make_run(tmp_path, ranks=3, steps=STEPS)
+    other.trace(0).parent.mkdir()
+    other.trace(0).write_text(files.trace(0).read_text())
+    result = CliRunner().invoke(app, ["trace", "--torch-profiler"], env={"VPIPE_HOME": str(tmp_path)})
+    assert isinstance(result.exception, NotFinished) and "trace.torch=true" in str(result.exception.hint)
 
 
 def test_a_torn_line_is_passed_over(files: RunFiles) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,7 @@ class _Recorder:
         self.is_on = False
         self.file: IO[str] | None = None
         self.every = self.window = 0
+        self.also: Callable[[bool], None] | None = None
 
 
 _now = _Recorder()
@@ -70,18 +72,21 @@ class Stopwatch:
         return _Timed(kind, str(what) if _now.is_on else "", minibatch, None, self)
 
 
-def open_at(path: Path, header: dict[str, Any], every: int, window: int) -> None:
+def open_at(
+    path: Path, header: dict[str, Any], every: int, window: int, also: Callable[[bool], None] | None = None
+) -> None:
     """Record into ``path`` from now on: ``window`` steps from FIRST, and so many again every ``every`` steps.
 
     Args:
         header: the file's first line: whose spans they are, and the clock's offset.
+        also: told when the recording of a window begins (True) and ends.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.touch(mode=0o600)
     _now.file = path.open("a", encoding="utf-8")
     _now.file.write(json.dumps(header) + "\n")
     _now.file.flush()
-    _now.every, _now.window = every, window
+    _now.every, _now.window, _now.also = every, window, also
 
 
 def begin(step: int, stage: int) -> None:
@@ -92,6 +97,8 @@ def begin(step: int, stage: int) -> None:
     is_on = step >= FIRST and (step - FIRST) % _now.every < _now.window
     if _now.is_on and not is_on:
         flush()
+    if _now.also is not None and is_on != _now.is_on:
+        _now.also(is_on)
     _now.is_on = is_on
 
 
@@ -115,6 +122,8 @@ def flush() -> None:
 def close() -> None:
     """Write out the rest, and record no more."""
     flush()
+    if _now.also is not None and _now.is_on:
+        _now.also(False)
     if _now.file is not None:
         _now.file.close()
-    _now.file, _now.every, _now.is_on = None, 0, False
+    _now.file, _now.every, _now.is_on, _now.also = None, 0, False, None

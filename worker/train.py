@@ -30,6 +30,7 @@ from worker.schedule.job import minibatches_per_step
 from worker.spec.files import RunFiles, write_atomic
 from worker.spec.job import Job
 from worker.spec.records import Evaluation, Result, StageResult, StepMetrics
+from worker.torch_profile import TorchProfile
 from worker.trace import Stopwatch
 
 
@@ -112,7 +113,8 @@ def _record_spans(job: Job, rank: int, attempt: int, files: RunFiles) -> None:
     if window:
         about = {"version": 1, "rank": rank, "attempt": attempt, "host": job.ranks[rank].host}
         clock = {"offset_ns": offset, "offset_error_ns": error}
-        trace.open_at(files.trace(rank), {**about, **clock}, every, window)
+        also = TorchProfile(files.torch_trace(rank)) if spec.torch else None
+        trace.open_at(files.trace(rank), {**about, **clock}, every, window, also)
 
 
 def _evaluator(

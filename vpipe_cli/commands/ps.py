@@ -16,7 +16,8 @@ def ps(
     name: Annotated[str | None, typer.Option("--name", metavar="PATTERN", help="only runs so named, as bert-*")] = None,
     state: Annotated[str | None, typer.Option("--state", metavar="STATE", help="only runs in this state")] = None,
     since: Annotated[
-        str | None, typer.Option("--since", metavar="2d", help="only runs that began so long ago or later, or at a time")
+        str | None,
+        typer.Option("--since", metavar="2d", help="only runs that began since then, or since a time"),
     ] = None,
     until: Annotated[str | None, typer.Option("--until", metavar="2d", help="only runs that began before")] = None,
     orphans: Annotated[
@@ -48,7 +49,7 @@ def ps(
     else:
         typer.echo(f"no such run in {home()}" if wanted != Wanted() else f"no run in {home()} yet", err=True)
     if older:
-        typer.echo(f"{older} older ones were not looked at: vpipe ps --all", err=True)
+        typer.echo(f"{older} older ones: vpipe ps --all", err=True)
 
 
 def _orphans(output: str) -> None:

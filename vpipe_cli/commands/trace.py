@@ -20,6 +20,10 @@ def trace(
     file: Annotated[
         Path | None, typer.Option("-f", "--file", help="where to write; default: trace.json in the run's folder")
     ] = None,
+    torch_profiler: Annotated[
+        bool,
+        typer.Option("--torch-profiler", help="with torch's operators, of a run that had trace.torch=true"),
+    ] = False,
     output: Annotated[Literal["text", "json"], typer.Option("-o", "--output", help="what to print")] = "text",
 ) -> None:
     """Merge the recorded spans of all ranks into a trace that Perfetto and chrome://tracing open."""
@@ -29,12 +33,13 @@ def trace(
     from vpipe_cli.render.console import show
     from vpipe_cli.runs.job import placed_job
     from vpipe_cli.runs.store import find
-    from vpipe_cli.tracing import sums, write
+    from vpipe_cli.tracing import sums, torch_profile, write
     from vpipe_cli.tracing.read import read
 
     found = find(run)
     traces = read(found, placed_job(found))
-    path = write.chrome(found, traces, file)
+    operators = torch_profile.events(found, traces) if torch_profiler else []
+    path = write.chrome(found, traces, file, operators)
     ranks = [sums.shares(each) for each in traces]
     if output == "json":
         about = {"schema": 1, "run": found.id, "file": str(path)}

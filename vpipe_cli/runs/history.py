@@ -28,10 +28,11 @@ class Wanted:
     @classmethod
     def of(cls, name: str | None, state: str | None, since: str | None, until: str | None) -> Wanted:
         """As typed. Raises UsageError."""
-        states = get_args(State)
+        states, bounds = get_args(State), {"since": since, "until": until}
         if state is not None and state not in states:
             raise UsageError(f"--state {state}: no such state", f"there are {', '.join(states)}")
-        return cls(name, state, since and _time(since, "--since"), until and _time(until, "--until"))
+        times = [None if text is None else _time(text, f"--{option}") for option, text in bounds.items()]
+        return cls(name, state, *times)
 
     def newest(self, count: int | None) -> tuple[list[Outcome], int]:
         """The newest runs that are wanted, at most ``count``; and how many older ones were not looked at any more."""

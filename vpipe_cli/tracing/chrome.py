@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from vpipe_cli.tracing.read import ACTIONS, RankTrace, Span
@@ -10,11 +10,11 @@ from vpipe_cli.tracing.read import ACTIONS, RankTrace, Span
 SHORT = {"forward": "F", "backward": "B", "input grad": "I", "weight grad": "W", "update": "U"}
 
 
-def document(traces: Sequence[RankTrace], run: str) -> dict[str, Any]:
-    """The whole trace as JSON-able values. Times are microseconds from the first span."""
+def document(traces: Sequence[RankTrace], run: str, more: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:
+    """The whole trace as JSON-able values. Times are microseconds from the first span; ``more`` are further events."""
     error = max(trace.offset_error for trace in traces)
     about = {"run": run, "clock": "rank 0", "clock_error_seconds": error}
-    return {"displayTimeUnit": "ms", "otherData": about, "traceEvents": list(_events(traces))}
+    return {"displayTimeUnit": "ms", "otherData": about, "traceEvents": [*_events(traces), *more]}
 
 
 def _events(traces: Sequence[RankTrace]) -> Iterator[dict[str, Any]]:

@@ -41,6 +41,8 @@ class RankTrace:
     host: str
     offset_error: float = 0.0
     spans: list[Span] = field(default_factory=list)
+    shift: int = 0
+    """Nanoseconds to be added to the rank's own clock."""
 
 
 def read(run: Run, job: Job) -> list[RankTrace]:
@@ -58,12 +60,13 @@ def read(run: Run, job: Job) -> list[RankTrace]:
         raise NotFinished(f"run {run.id} has recorded no step yet", hint)
     first = min(begins)
     for trace in found:
+        trace.shift -= first
         trace.spans = sorted((_moved(span, -first) for span in trace.spans), key=lambda span: (span.begin, -span.end))
     return [trace for trace in found if trace.spans]
 
 
 def _rank(run: Run, rank: int, host: str) -> RankTrace:
-    trace, offset = RankTrace(rank, host), 0
+    trace = RankTrace(rank, host)
     try:
         text = run.files.trace(rank).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -71,12 +74,11 @@ def _rank(run: Run, rank: int, host: str) -> RankTrace:
     for line in text.splitlines():
         record = _parsed(line)
         if isinstance(record, dict):  # an attempt begins; what the one before recorded may be done again
-            trace = RankTrace(rank, host, record.get("offset_error_ns", 0) / 1e9)
-            offset = record.get("offset_ns", 0)
+            trace = RankTrace(rank, host, record.get("offset_error_ns", 0) / 1e9, shift=record.get("offset_ns", 0))
         elif isinstance(record, list) and len(record) == 7:
             kind, what, begin, end, stage, minibatch, version = record
             place = None if minibatch < 0 else minibatch
-            trace.spans.append(Span(kind, what, begin + offset, end + offset, stage, place, version))
+            trace.spans.append(Span(kind, what, begin + trace.shift, end + trace.shift, stage, place, version))
     return trace
 
 

@@ -175,6 +175,9 @@ class TraceSpec(Section):
     interval: Literal["auto"] | Count = Field(
         "auto", description="steps from one recording to the next; auto: a twentieth of the run, at least 100"
     )
+    torch: bool = Field(
+        False, description="also let torch profile its operators in the first steps recorded, which slows those down"
+    )
 
 
 class RunSpec(Section):

@@ -154,6 +154,10 @@ class RunFiles:
         """Timed spans of one rank in some of its steps, as ``worker.trace`` writes them."""
         return self.folder / "trace" / f"rank-{rank}.jsonl"
 
+    def torch_trace(self, rank: int) -> Path:
+        """Torch's own profile of one rank, as ``worker.torch_profile`` writes it."""
+        return self.folder / "trace" / f"rank-{rank}.torch.json"
+
     def metrics(self, rank: int) -> Path:
         """Numbers per step of one rank."""
         return self.folder / "metrics" / f"rank-{rank}.jsonl"
