@@ -137,6 +137,6 @@ def test_the_planner_s_choice_is_compared_with_the_best_found() -> None:
 
 
 def test_what_a_recorded_window_takes_beyond_the_others() -> None:
-    window = [1.5, 1.0, 1.0, 1.0] + [1.5, 1.0, 1.0, 1.0]  # every fourth step takes half as long again
+    window = [1.5, 1.0, 1.0, 1.0] * 2  # every fourth step takes half as long again
     assert tracing.extra([1.0] * 40, 4) == [0.0] * 4
     assert tracing.extra([2.0] * 4 + [1.0] * 4 + window * 4, 4)[0] == pytest.approx(0.25)
