@@ -78,9 +78,10 @@ def test_numbers_for_prometheus(two: tuple[str, str]) -> None:
     assert f'vpipe_run_info{{run="{two[0]}",name="bert",state="succeeded"}} 1.0\n' in text
     assert f'vpipe_step{{run="{two[0]}"}} 20.0\n' in text and text.endswith("\n# EOF\n")
     assert (
-        text.count("# TYPE") == len({line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}) == 10
+        text.count("# TYPE") == len({line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}) == 12
     )
     labels = f'run="{two[0]}",rank="1",stage="1",host="localhost",device="cpu"'
+    assert f"vpipe_rank_versions{{{labels}}} 1.0\n" in text
     assert f"vpipe_rank_peak_memory_bytes{{{labels}}} {float(401 << 20)!r}\n" in text
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.rig import wait_for
+from tests.terminal import Terminal
 from tests.test_main_job import CLUSTER, Shell
 from vpipe_cli.sweep.files import SweepFiles
 from worker.spec.files import read_events
@@ -49,6 +51,15 @@ def test_a_killed_sweep_goes_on_with_what_is_missing(shell: Shell) -> None:
     assert "3 of 3 trials have ended" in shown and "vpipe launch cluster.yml run.steps=6 recompute_ratio=0.5" in shown
     assert files.picture.read_bytes().startswith(b"\x89PNG")
     assert shell.run("sweep", "export", "--format", "jsonl") == files.results("jsonl").read_text()
+
+
+def test_very_many_trials_are_asked_about_first(shell: Shell) -> None:
+    typed = ["sweep", "-c", str(shell.folder / "cluster.yml"), "seed=range(0,10000)"]
+    terminal = Terminal([sys.executable, "-m", "vpipe_cli.app", *typed], shell.env)
+    wait_for(lambda: terminal.shows("10,000 trials") and terminal.shows("run them all? [y/N]"))
+    terminal.press("n\n")
+    assert terminal.end() == 1
+    assert not shell.home.exists()
 
 
 def test_what_is_wrong_is_told_before_anything_runs(shell: Shell) -> None:

@@ -30,6 +30,7 @@ class TorchProfile:
             self._end(self._profile)
 
     def _begin(self) -> None:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines of its own into the log
         gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
         self._is_done, self._profile = True, profile(activities=[ProfilerActivity.CPU, *gpu])
         self._profile.start()

@@ -19,6 +19,8 @@ FAMILIES = {
     "vpipe_rank_backward_seconds": "backward of a minibatch, recomputation included",
     "vpipe_rank_update_seconds": "update, per minibatch",
     "vpipe_rank_idle_ratio": "share of the wall time in which the rank is not busy",
+    "vpipe_rank_in_flight": "most minibatches at once between forward and backward, lately",
+    "vpipe_rank_versions": "most versions of its weights held at once, lately",
     "vpipe_rank_peak_memory_bytes": "peak of the rank's process on a CPU, of what is allocated on a GPU",
 }
 
@@ -59,6 +61,8 @@ def _of_rank(one: dict[str, str], rank: RankProgress) -> Iterator[Sample]:
     for part in ("forward", "backward", "update"):
         yield f"vpipe_rank_{part}_seconds", labels, getattr(timing, part)
     yield "vpipe_rank_idle_ratio", labels, timing.idle_share
+    yield "vpipe_rank_in_flight", labels, float(timing.in_flight)
+    yield "vpipe_rank_versions", labels, float(timing.versions)
     yield "vpipe_rank_peak_memory_bytes", labels, float(timing.memory)
 
 
