@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import median_low
+from statistics import mean, median_low
 
 from worker.spec.job import Plan
 
@@ -33,5 +33,5 @@ def factors(busy: Mapping[int, float], plan: Plan) -> dict[int, float]:
 def _expected(rank: int, plan: Plan) -> float:
     stages = plan.stages_of(rank)
     if plan.predicted is not None:
-        return sum(plan.predicted.stage_seconds[stage] for stage in stages)
+        return mean(plan.predicted.stage_seconds[stage] for stage in stages)  # a minibatch passes each by itself
     return float(len(plan.ranks_of(stages[0])))
