@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,31 @@ def test_a_folder_that_save_pretrained_wrote_is_the_start(kind: str, tmp_path: P
     found = names.published(spec.model, our_weights(whole_of(spec, tmp_path)))
     assert set(found) == set(dict(other.named_parameters()))
     assert all(torch.equal(found[name], parameter) for name, parameter in other.named_parameters())
+
+
+def test_nothing_is_asked_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for a configuration nor for a folder, nor for tokens that datasets saved."""
+
+    def refuse(*given: Any) -> None:
+        raise AssertionError(f"asked the network: {given}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    whole_of(spec_of("llama"), tmp_path)
+    config = transformers.AutoConfig.for_model(model_type="llama", **CAUSAL["llama"])
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "published")
+    whole_of(spec_of("llama", folder=str(tmp_path / "published")), tmp_path)
+    words = ["a record of a dozen words or so that somebody once saved here"] * 40
+    pytest.importorskip("datasets").Dataset.from_dict({"text": words}).save_to_disk(str(tmp_path / "saved"))
+    given = {"source": "hf", "path": str(tmp_path / "saved"), "sequence_length": 12, "vocab_size": 300}
+    spec = ClusterSpec.model_validate({"machines": ["cpu"], "model": {"name": "gpt2"}, "data": given})
+    assert data.open_source(spec, tmp_path / "cache").minibatch(0).counts[0] > 0
+
+
+def test_the_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModelError, match=r"model hf needs the transformers package(.|\n)*pip install 'vpipe\[hf\]'"):
+        models.build_model(spec_of("llama"))
 
 
 def refusal(spec: ClusterSpec, tmp_path: Path) -> str:

@@ -242,6 +242,39 @@ def test_blocks_are_layers_in_the_other_models_of_vpipe(
     assert "data_dir" in told(made, "left out")
 
 
+def test_the_large_cpm_of_vpipe(tmp_path: Path) -> None:
+    """Its tensor-parallel groups are left out, their leaders stay."""
+    maps = {
+        "module_to_stage_map": [*range(8), 7],
+        "stage_to_rank_map": {str(s): [4 * s] for s in range(8)},
+        "mp_size": 4,
+    }
+    cut = {"partition": [8, 8, 8, 8, 8, 9, 9, 8], "recompute_ratio": [0.8, 0.6, 0.6, 0.4, 0.4, 0.2, 0, 0]}
+    devices = [f"h{rank // 8}:{rank % 8}" for rank in range(32)]
+    job = {**VPIPE, "model_type": "cpm", "module": "large_8", "machines": devices, "batch_size": 2, "sync_mode": "asp"}
+    made = brought(tmp_path, job, maps, cut)
+    assert (made.spec.model.num_layers, made.spec.pipeline.partition) == (32, cut["partition"])  # type: ignore[union-attr]
+    ratios = made.spec.pipeline.recompute_ratio
+    assert isinstance(ratios, list)
+    assert [int(n * r + 1e-9) for n, r in zip(cut["partition"], ratios, strict=True)] == [6, 4, 4, 3, 3, 1, 0, 0]
+    assert [f"{slot.host}:{slot.device[5:]}" for slot in machines.slots(made.spec.machines)] == devices[::4]
+    assert "mp_size" in told(made, "left out")
+
+
+@pytest.mark.parametrize("stages, replicas", [(4, 8), (8, 4)])
+def test_cpm_on_32_with_replicas_of_every_stage(tmp_path: Path, stages: int, replicas: int) -> None:
+    ranks = {str(stage): [*range(stage * replicas, (stage + 1) * replicas)] for stage in range(stages)}
+    maps = {"module_to_stage_map": [*range(stages), stages - 1], "stage_to_rank_map": ranks}
+    cut = {
+        "partition": [50 // stages + (stage < 50 % stages) for stage in range(stages)],
+        "recompute_ratio": [0] * stages,
+    }
+    devices = [f"h{rank // 8}:{rank % 8}" for rank in range(32)]
+    made = brought(tmp_path, {**VPIPE, "model_type": "cpm", "module": "medium", "machines": devices}, maps, cut)
+    assert (made.spec.pipeline.stages, made.spec.pipeline.replicas) == (stages, replicas)
+    assert len(machines.slots(made.spec.machines)) == 32 and made.spec.pipeline.partition == cut["partition"]
+
+
 def test_tensor_parallel_ranks_are_left_out(tmp_path: Path) -> None:
     maps = {"module_to_stage_map": [0, 1, 1], "stage_to_rank_map": {"0": [0], "1": [4]}, "mp_size": 4}
     cut = {"partition": [25, 25], "recompute_ratio": [0, 0]}

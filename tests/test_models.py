@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import harness, reference
+from tests import harness, ranks, reference
 from worker import data, models
 from worker.executor import Executor
 from worker.flow import trace
@@ -113,6 +114,39 @@ def test_a_norm_counts_each_minibatch_once_though_it_is_recomputed(tmp_path: Pat
         assert int(found["bn1.num_batches_tracked"]) == 8
         kept.append(found)
     assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+
+
+@pytest.mark.parametrize("sync_mode", ["asp", "bsp"])
+def test_a_norm_in_a_pipeline_has_the_statistics_of_one_process(
+    sync_mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of("resnet50", sync_mode, steps=6 if sync_mode == "asp" else 2)
+    model, source = models.build_model(spec), data.open_source(spec, tmp_path)
+    job = harness.job_of(spec, [2, 2, 2], recompute_ratio=1.0)
+    found = harness.train(job, model, source, tmp_path, give_buffers)
+    kept: list[reference.Whole] = []
+
+    class Kept(reference.Whole):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            kept.append(self)
+
+    monkeypatch.setattr(reference, "Whole", Kept)
+    {"asp": reference.asp, "bsp": reference.bsp}[sync_mode](spec, model, source, job.plan)
+    layers = zip(model.layers, kept[0].modules, strict=True)
+    expected = {name: value for layer, module in layers for name, value in buffers(layer.name, module)}
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+def test_replicas_keep_statistics_of_their_own_minibatches(tmp_path: Path) -> None:
+    spec = spec_of("resnet50", steps=2)
+    model, source = models.build_model(spec), data.open_source(spec, tmp_path)
+    job = harness.job_of(spec, [3, 3], replicas=[2, 1])
+    one, other, last = ranks.run(3, tmp_path, partial(harness._rank, job, model, source, tmp_path, give_buffers))
+    assert [int(each["bn1.num_batches_tracked"]) for each in (one, other)] == [4, 4]
+    assert not torch.equal(one["bn1.running_mean"], other["bn1.running_mean"])
+    assert {int(value) for name, value in last.items() if name.endswith("num_batches_tracked")} == {8}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from tests import harness, reference
 from vpipe_cli import config, outline
+from vpipe_cli.app import app
 from worker import data, models
 from worker.errors import DataError, ModelError, UsageError
 from worker.flow import trace
@@ -79,6 +82,27 @@ def test_the_small_example_is_planned_and_launched(tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "succeeded: 12 steps" in ended.stdout
+
+
+@pytest.mark.parametrize(("name", "layers"), [("small", 6), ("skip", 4), ("two", 3)])
+def test_the_examples_are_profiled_and_planned(
+    name: str, layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the document says it, one command after the other; the plan is made from what was measured."""
+    examples(tmp_path)
+    (tmp_path / "text").write_bytes(Path(torch.__file__).read_bytes()[:60_000])
+    given = ["data.source=text", f"data.path={tmp_path / 'text'}", "vocab_size=400"] if name != "two" else []
+    for key, folder in (("VPIPE_HOME", "home"), ("VPIPE_CACHE", "cache")):
+        monkeypatch.setenv(key, str(tmp_path / folder))
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "vpipe_cli.app", "profile", f"{name}.yml", *given, "--repeats", "1", "-o", "json"]
+    profiled = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    assert profiled.returncode == 0, profiled.stderr
+    assert len(json.loads(profiled.stdout)["layers"]) == layers
+    planned = CliRunner().invoke(app, ["plan", f"{name}.yml", *given, "-o", "json"])
+    assert planned.exit_code == 0, planned.output
+    plan = json.loads(planned.stdout)
+    assert sum(plan["partition"]) == layers and plan["predicted"]["step_seconds"] > 0
 
 
 def test_layers_of_a_users_model_are_balanced(tmp_path: Path) -> None:

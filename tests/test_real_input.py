@@ -8,6 +8,7 @@ toolbar, in the sizes and colours they come in.
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import subprocess
@@ -19,8 +20,12 @@ from typing import Any
 import matplotlib
 import pytest
 
+from tests import reference
 from vpipe_cli import yamltree
+from worker import data, models
 from worker.spec.files import RunFiles
+from worker.spec.job import Job
+from worker.train import sha256_of
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 MODULES = ("argparse", "ast", "calendar", "cmd", "codecs", "datetime", "difflib", "inspect", "shutil", "turtle")
@@ -59,31 +64,50 @@ def write_jsonl(folder: Path) -> dict[str, Any]:
 
 
 SMALL = {"hidden_size": 32, "num_layers": 2}
-KINDS: dict[str, tuple[dict[str, Any], Any, int]] = {
-    "gpt2": ({"name": "gpt2", **SMALL, "dropout": 0.0}, write_jsonl, 2),
-    "transformer": ({"name": "transformer", **SMALL, "num_layers": 1, "dropout": 0.0}, write_pairs, 3),
-    "gnmt": ({"name": "gnmt", **SMALL, "dropout": 0.0}, write_pairs, 2),
-    "resnet50": ({"name": "resnet50", "width": 8, "blocks": [1, 1]}, write_pictures, 2),
+KINDS: dict[str, tuple[dict[str, Any], Any, int, int]] = {
+    "gpt2": ({"name": "gpt2", **SMALL, "dropout": 0.0}, write_jsonl, 2, 3),
+    "transformer": ({"name": "transformer", **SMALL, "num_layers": 1, "dropout": 0.0}, write_pairs, 3, 2),
+    "gnmt": ({"name": "gnmt", **SMALL, "dropout": 0.0}, write_pairs, 2, 3),
+    "resnet50": ({"name": "resnet50", "width": 8, "blocks": [1, 1]}, write_pictures, 3, 2),
 }
+"""Model, what writes its data, and stages under asp and under bsp."""
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_falls_on_real_input(kind: str, tmp_path: Path) -> None:
-    model, write, stages = KINDS[kind]
+def launch(folder: Path, model: dict[str, Any], given: dict[str, Any], stages: int, mode: str, steps: int) -> RunFiles:
+    """A run by the command itself, to its end."""
     job = {
         "machines": [f"cpu*{stages}"],
         "model": model,
-        "data": write(tmp_path),
+        "data": given,
+        "pipeline": {"sync_mode": mode, **({"minibatches_per_step": 2} if mode == "bsp" else {})},
         "optimizer": {"lr": 5e-3, "clip_grad_norm": 1.0},
-        "run": {"steps": 60},
+        "run": {"steps": steps},
         "checkpoint": {"every_steps": None},
     }
-    (tmp_path / "c.yml").write_text(yamltree.dump(job))
-    environment = {**os.environ, "VPIPE_HOME": str(tmp_path / "home"), "VPIPE_CACHE": str(tmp_path / "cache")}
+    (folder / "c.yml").write_text(yamltree.dump(job))
+    environment = {**os.environ, "VPIPE_HOME": str(folder / "home"), "VPIPE_CACHE": str(folder / "cache")}
     command = [sys.executable, "-m", "vpipe_cli.app", "launch", "c.yml"]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=170)
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=170)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    (folder,) = (tmp_path / "home" / "runs").iterdir()
-    lines = RunFiles(folder).metrics(stages - 1).read_text().splitlines()
-    losses = [json.loads(line)["loss"] for line in lines]
-    assert sum(losses[-10:]) < 0.9 * sum(losses[:10]), losses
+    (run,) = (folder / "home" / "runs").iterdir()
+    return RunFiles(run)
+
+
+@pytest.mark.parametrize("mode", ["asp", "bsp"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_falls_on_real_input(kind: str, mode: str, tmp_path: Path) -> None:
+    """And under bsp the weights become those of one process."""
+    model, write, *both = KINDS[kind]
+    stages, steps = both[mode == "bsp"], 60 if mode == "asp" else 30
+    files = launch(tmp_path, model, write(tmp_path), stages, mode, steps)
+    losses = [json.loads(line)["loss"] for line in files.metrics(stages - 1).read_text().splitlines()]
+    assert len(losses) == steps and sum(losses[-10:]) < 0.9 * sum(losses[:10]), losses
+    if mode == "bsp":
+        assert json.loads(files.result.read_bytes())["weights_sha256"] == of_one_process(files, tmp_path / "cache")
+
+
+def of_one_process(files: RunFiles, cache: Path) -> str:
+    """The digest of the weights that the same job has without a pipeline."""
+    job = Job.model_validate_json(files.job.read_bytes())
+    found = reference.bsp(job.spec, models.build_model(job.spec), data.open_source(job.spec, cache), job.plan)
+    return hashlib.sha256("".join(sha256_of(name, found[name]) for name in sorted(found)).encode()).hexdigest()

@@ -11,13 +11,19 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 
 from tests.rig import wait_for
 from tests.test_main_job import CLUSTER, Shell
+from tests.test_names import our_logits, their_logits
 from vpipe_cli import request
 from vpipe_cli.runs.metrics import Curve, Meter
+from worker import data
 from worker.metrics import MetricsFile
+from worker.recovery import export
+from worker.spec.data import SyntheticSpec
 from worker.spec.files import RunFiles, read_events
+from worker.spec.job import Job
 
 SAVING = CLUSTER + "checkpoint: {every_steps: 10, keep: 2}\npipeline: {sync_mode: bsp, minibatches_per_step: 2}\n"
 
@@ -59,6 +65,19 @@ def test_a_run_is_listed_verified_exported_and_resumed(shell: Shell, whole: dict
     assert weights(shell) == whole["result"]["weights_sha256"]
     resumed = [event for event in read_events(shell.newest().events) if event["event"] == "resumed"]
     assert [(event["run"], event["step"]) for event in resumed] == [(run, 20)]
+
+
+def test_from_pretrained_opens_an_exported_run_and_gives_its_logits(shell: Shell, whole: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers")
+    shell.run("checkpoint", "export", f"{whole['run']}@30", "--to", "opened/")
+    opened = transformers.AutoModelForMaskedLM.from_pretrained(shell.folder / "opened").eval()
+    folder = shell.home / "runs" / whole["run"]
+    spec = Job.model_validate_json(RunFiles(folder).job.read_bytes()).spec
+    made_up = SyntheticSpec(sequence_length=32, vocab_size=500)
+    spec = spec.model_copy(update={"data": made_up, "model": spec.model.model_copy(update={"dropout": 0.0})})
+    inputs = dict(data.open_source(spec, shell.folder).minibatch(0).inputs)
+    ours = our_logits(spec, export.weights(folder / "checkpoints" / "step-30"), inputs)
+    assert torch.allclose(ours, their_logits(opened, inputs), atol=1e-5, rtol=1e-4)
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_said(shell: Shell, whole: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -325,6 +326,37 @@ def test_a_bad_shard_is_named(changed: dict[str, Any], message: str, tmp_path: P
     assert re.search(r"part\.hdf5: " + message, told)
 
 
+def test_bad_records_of_shards_are_rows_without_a_target(tmp_path: Path) -> None:
+    write_shard(tmp_path / "part.hdf5", next_sentence_labels=[0, 1, 2, 0, 0, 0])
+    given: dict[str, Any] = {**SIZES, "minibatch_size": 6, "on_bad_record": "skip"}
+    source = open_source(tmp_path, {"name": "bert-nsp"}, source="hdf5", path=str(tmp_path), **given)
+    minibatch = source.minibatch(0)
+    assert minibatch.counts == (10, 5) and source.skipped == 1  # type: ignore[attr-defined]
+    (row,) = (minibatch.targets["order_labels"] == IGNORED).nonzero().flatten().tolist()
+    assert set(minibatch.targets["labels"][row].tolist()) == {IGNORED}
+    assert bool(minibatch.inputs["attention_mask"][row].all())
+
+
+def test_a_missing_or_empty_shard_is_named(tmp_path: Path) -> None:
+    write_shard(tmp_path / "part-2-of-2.hdf5")
+    told = failure(tmp_path, BERT, source="hdf5", path=str(tmp_path), **SIZES)
+    assert told == f"of the 2 shards part-*.hdf5 in {tmp_path}, 1 is missing"
+    write_shard(tmp_path / "part-1-of-2.hdf5", rows=0)
+    told = failure(tmp_path, BERT, source="hdf5", path=str(tmp_path), **SIZES)
+    assert told == f"{tmp_path / 'part-1-of-2.hdf5'} is empty"
+
+
+@pytest.mark.parametrize("source", ["text", "jsonl"])
+def test_an_empty_file_is_told(source: str, tmp_path: Path) -> None:
+    file = tmp_path / "texts" / "empty.jsonl"
+    file.parent.mkdir()
+    file.touch()
+    assert failure(tmp_path, GPT, source=source, path=str(file), **SIZES) == f"{file} has no text"
+    (tmp_path / "texts" / "other.jsonl").touch()
+    told = failure(tmp_path, BERT, source=source, path=str(file.parent), **SIZES)
+    assert told == f"all files below {file.parent} have no text"
+
+
 def test_what_is_no_shard_is_named(tmp_path: Path) -> None:
     pytest.importorskip("h5py")
     (tmp_path / "a.hdf5").write_text("no")
@@ -341,3 +373,37 @@ def test_a_folder_that_datasets_saved_is_read(tmp_path: Path) -> None:
     assert torch.equal(source.minibatch(3).inputs["input_ids"], jsonl.minibatch(3).inputs["input_ids"])
     message = failure(tmp_path, GPT, source="hf", path=str(tmp_path / "saved"), text_key="body", **SIZES)
     assert message == f"{tmp_path / 'saved'} has no field body"
+
+
+def test_a_record_without_text_is_named_or_left_out(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    texts = [json.loads(line)["text"] for line in write_jsonl(tmp_path / "a.jsonl").read_text().splitlines()]
+    datasets.Dataset.from_dict({"text": [*texts, None]}).save_to_disk(str(tmp_path / "saved"))
+    given = {"source": "hf", "path": str(tmp_path / "saved"), **SIZES}
+    told = failure(tmp_path, GPT, **given)
+    assert told == f"{tmp_path / 'saved'}: record {len(texts)}: text is a NoneType, not text"
+    assert open_source(tmp_path, GPT, on_bad_record="skip", **given).skipped == 1  # type: ignore[attr-defined]
+
+
+MISSING = {
+    "datasets": (GPT, {"source": "hf"}, "source hf needs the datasets package", "vpipe[hf]"),
+    "h5py": (BERT, {"source": "hdf5"}, "source hdf5 needs the h5py package", "vpipe[hdf5]"),
+    "PIL.Image": (
+        RESNET,
+        {"source": "images", "classes": 2},
+        "source images needs the Pillow package",
+        "vpipe[images]",
+    ),
+}
+
+
+@pytest.mark.parametrize("package", MISSING)
+def test_a_missing_package_is_named_with_its_extra(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, section, message, extra = MISSING[package]
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(DataError) as caught:
+        open_source(tmp_path, model, path=str(tmp_path), **section)
+    assert caught.value.message == message and extra in str(caught.value)

@@ -132,7 +132,9 @@ def _read_ahead(job: Job, rank: int, source: Source, start: int, offset: int) ->
         return None
     per_step, ranks = minibatches_per_step(job.spec), job.plan.ranks_of(0)
     own = numbers(start * per_step, job.spec.run.steps * per_step, per_step, ranks.index(rank), len(ranks))
-    return Prefetched(source, (number + offset for number in own), job.spec.data.prefetch)
+    # A step is read whole before its first minibatch leaves.
+    ahead = max(job.spec.data.prefetch, per_step)
+    return Prefetched(source, (number + offset for number in own), ahead)
 
 
 def _open_data(job: Job, files: RunFiles, cache: Path) -> Source:

@@ -98,7 +98,11 @@ def _text(spec: ClusterSpec, data: DataSpec, cache: Path, promised: Signature, t
 
         corpus = open_memmap(data)
     else:
-        corpus = open_tokenised(find(data), data.vocab_size, cache, tokenizer)
+        files = find(data)
+        corpus = open_tokenised(files, data.vocab_size, cache, tokenizer)
+        if not len(corpus.tokens):
+            where = f"{files.files[0]} has" if len(files.files) == 1 else f"all files below {files.root} have"
+            raise DataError(f"{where} no text", "point data.path at text to learn from")
     if spec.task == "causal-lm":
         from worker.data.causal_lm import CausalLM
 

@@ -112,8 +112,13 @@ class Saved(Corpus):
             if self.settings not in split.column_names:
                 names = ", ".join(split.column_names)
                 raise DataError(f"{self.root} has no field {self.settings}", f"data.text_key is one of {names}")
-            texts = (str(record[self.settings]) for record in split.select_columns(self.settings))
-            yield from filter(None, texts)
+            for number, record in enumerate(split.select_columns(self.settings)):
+                text = record[self.settings]
+                if not isinstance(text, str):
+                    problem = f"{self.settings} is a {type(text).__name__}, not text"
+                    self.bad.found(f"{self.root}: record {number}", problem)
+                elif text:
+                    yield text
 
 
 class Parallel(Corpus):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from worker.data.bad_records import BadRecords
 from worker.data.base import IGNORED, Minibatch, Signature
 from worker.data.corpus import check_shards, files_below
 from worker.data.order import Order
@@ -44,7 +45,7 @@ class MaskedShards:
         self._ends = np.cumsum([len(shard["input_ids"]) for shard in self._shards])
         self._spec, self._pairs = spec, pairs
         self.signature = signature
-        self.skipped = 0
+        self._bad = BadRecords(spec.on_bad_record)
         self.baseline_loss = math.log(spec.vocab_size)  # frequencies are not known without reading everything
         self._order = Order(seed, len(self), spec.minibatch_size)
 
@@ -54,15 +55,29 @@ class MaskedShards:
 
     def minibatch(self, number: int) -> Minibatch:
         """Minibatch ``number`` >= 0: the same tensors whenever and wherever it is asked for."""
-        rows = [self._row(example) for example, _ in self._order.rows(number)]
+        rows = [self._row_or_nothing(example) for example, _ in self._order.rows(number)]
         ids, segments, mask, labels, follows = (np.stack(column) for column in zip(*rows, strict=True))
         inputs = {"input_ids": ids, "segment_ids": segments, "attention_mask": mask}
         targets = {"labels": labels, **({"order_labels": follows} if self._pairs else {})}
         return Minibatch(
             {name: torch.from_numpy(array) for name, array in inputs.items()},
             {name: torch.from_numpy(array) for name, array in targets.items()},
-            (int((labels != IGNORED).sum()), *([len(follows)] if self._pairs else [])),
+            (int((labels != IGNORED).sum()), *([int((follows != IGNORED).sum())] if self._pairs else [])),
         )
+
+    @property
+    def skipped(self) -> int:
+        """Records that were wrong so far."""
+        return self._bad.count
+
+    def _row_or_nothing(self, example: int) -> tuple[NDArray[Any], ...]:
+        """A record; where it is wrong, and such are to be left out, a row without anything to predict."""
+        try:
+            return self._row(example)
+        except _Wrong as wrong:
+            self._bad.found(wrong.where, wrong.what)
+        empty = np.zeros(self._spec.sequence_length, dtype=np.int64)
+        return empty, empty, np.ones(empty.shape, dtype=bool), np.full_like(empty, IGNORED), np.array(IGNORED)
 
     def _row(self, example: int) -> tuple[NDArray[Any], ...]:
         number = int(np.searchsorted(self._ends, example, side="right"))
@@ -70,7 +85,7 @@ class MaskedShards:
         try:
             columns = {key: np.asarray(shard[key][index], dtype=np.int64) for key in KEYS}
         except OSError as error:
-            raise DataError(f"{self._paths[number]}: record {index} cannot be read ({error})") from None
+            raise _Wrong(f"{self._paths[number]}", f"record {index} cannot be read ({error})") from None
         labels = np.full(self._spec.sequence_length, IGNORED, dtype=np.int64)
         positions = columns["masked_lm_positions"]
         predicted = int((positions == 0).argmax()) if (positions == 0).any() else len(positions)
@@ -90,7 +105,15 @@ class MaskedShards:
         for key, (values, limit) in limits.items():
             if values.size and not (values.min() >= 0 and values.max() < limit):
                 odd = int(values.max() if values.max() >= limit else values.min())
-                raise DataError(f"{self._paths[number]}: {key} of record {index} has {odd}; it must be below {limit}")
+                raise _Wrong(f"{self._paths[number]}", f"{key} of record {index} has {odd}; it must be below {limit}")
+
+
+class _Wrong(Exception):
+    """A record that cannot be used: the file it is in, and why."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(where, what)
+        self.where, self.what = where, what
 
 
 def _opened(h5py: Any, file: Path, length: int) -> Any:

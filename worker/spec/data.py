@@ -25,7 +25,9 @@ class DataSection(Section):
     """What all sources have in common."""
 
     minibatch_size: Count = Field(8, description="examples per minibatch")
-    prefetch: Annotated[int, Field(ge=0)] = Field(2, description="minibatches read ahead in the background; 0: none")
+    prefetch: Annotated[int, Field(ge=0)] = Field(
+        2, description="minibatches read ahead in the background, at least a step's; 0: none"
+    )
 
     @property
     def gives(self) -> tuple[Task, ...]:
@@ -59,7 +61,9 @@ class DataSpec(DataSection):
         False, description="cut each minibatch to its longest sequence; lengths then travel with the tensors"
     )
     mask_probability: Share = Field(0.15, description="share of tokens to predict")
-    on_bad_record: Literal["stop", "skip"] = Field("stop", description="jsonl: what to do about a record that is wrong")
+    on_bad_record: Literal["stop", "skip"] = Field(
+        "stop", description="jsonl and hf: what to do about a record that is wrong"
+    )
 
     def misfits(self) -> Iterator[Misfit]:
         """A path belongs to the sources that read one."""
@@ -123,6 +127,7 @@ class Hdf5Spec(DataSection):
     path: PathText = Field(description="a shard, or a folder of *.hdf5")
     sequence_length: Tokens = Field(128, description="tokens per sequence, as the shards have them")
     vocab_size: Vocabulary = Field(30528, description="more than the largest token number in the shards")
+    on_bad_record: Literal["stop", "skip"] = Field("stop", description="what to do about a record that is wrong")
 
     @property
     def gives(self) -> tuple[Task, ...]:
