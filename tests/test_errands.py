@@ -119,7 +119,7 @@ def test_a_command_ends_when_its_client_goes_away(tmp_path: Path) -> None:
     argv = ["sh", "-c", f"trap 'touch {mark}; exit' TERM; echo up; while :; do sleep 0.05; done"]
     request = {"argv": argv, "cwd": "/", "env": {}, "inherit": ["PATH"]}
     channel = send.start(LocalTransport(), "execute", request, timeout=10)
-    assert channel.read(10).endswith(b"up\n")
+    assert b"up\n" in channel.read(10)
     channel.close()
     for _ in range(200):
         if mark.exists():

@@ -19,8 +19,9 @@ def ssh(
     rank: Annotated[int, typer.Option("--rank", min=0, help="whose machine")] = 0,
 ) -> None:
     """Open a shell on the machine of a rank, in the run's folder there."""
-    from vpipe_cli.runs.places import choose, places, ssh_of
+    from vpipe_cli.runs.places import choose, job_of, places, ssh_of
     from vpipe_cli.runs.store import find
+    from vpipe_cli.slurm.node import shell as step_shell
     from vpipe_cli.transport.shell import command
     from worker.errors import UsageError
 
@@ -30,8 +31,14 @@ def ssh(
         shell = os.environ.get("SHELL") or "/bin/sh"
         os.chdir(place.cwd)
         os.execvpe(shell, [shell], {**os.environ, **place.env})
-    argv = command(place.host, ssh_of(found), place.folder)
+    on_slurm = found.engine == "slurm"
+    argv = (
+        step_shell(job_of(found), place.host, place.folder)
+        if on_slurm
+        else command(place.host, ssh_of(found), place.folder)
+    )
     try:
         os.execvp(argv[0], argv)
     except FileNotFoundError:
-        raise UsageError("there is no program `ssh` here", "install OpenSSH's client") from None
+        hint = "type it where jobs are submitted" if on_slurm else "install OpenSSH's client"
+        raise UsageError(f"there is no program `{argv[0]}` here", hint) from None

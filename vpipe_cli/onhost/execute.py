@@ -70,6 +70,6 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def send(out: Any, stream: int, data: bytes) -> None:
-    """One frame, at once."""
-    out.write(FRAME.pack(stream, len(data)) + data)
+    """One frame, at once. It ends with a line break, for Slurm's srun passes on whole lines."""
+    out.write(FRAME.pack(stream, len(data)) + data + b"\n")
     out.flush()

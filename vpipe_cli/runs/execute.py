@@ -60,9 +60,9 @@ def _pass_on(host: str, channel: Channel, out: BinaryIO, err: BinaryIO) -> int:
         while len(unread) >= FRAME.size:
             stream, size = FRAME.unpack_from(unread)
             end = FRAME.size + size
-            if len(unread) < end:
+            if len(unread) <= end:  # a line break follows
                 break
-            data, unread = unread[FRAME.size : end], unread[end:]
+            data, unread = unread[FRAME.size : end], unread[end + 1 :]
             if stream == 0:
                 return int(data)
             target = out if stream == 1 else err

@@ -9,14 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from vpipe_cli import placing
+from vpipe_cli.runs.state import standing
 from vpipe_cli.runs.store import Run
+from vpipe_cli.slurm.node import NodeTransport
 from vpipe_cli.transport.base import Transport
 from vpipe_cli.transport.connect import connect
 from vpipe_cli.transport.local import LocalTransport
 from worker.errors import NotFinished, UsageError
 from worker.spec.job import Job
+from worker.spec.records import FINAL
 from worker.spec.ssh import SshSpec
 
+ALLOCATION = "allocation.json"
+"""Which allocation has a run on Slurm; hostd writes it."""
 WORKER = ["-m", "worker"]
 
 
@@ -39,18 +44,35 @@ class Place:
 
 
 def places(run: Run) -> list[Place]:
-    """The place of every rank of a run. Raises NotFinished if its launch has not got so far."""
+    """The place of every rank of a run. Raises NotFinished if it has not got so far, UsageError if it has no more."""
     try:
         launch = json.loads(run.files.launch.read_bytes())
         folders: dict[str, str] = json.loads(run.files.hosts.read_bytes()) if run.files.hosts.exists() else {}
     except (FileNotFoundError, ValueError):
         raise NotFinished(f"run {run.id} has no ranks yet", f"`vpipe status {run.id}` says how it stands") from None
     if run.engine == "slurm":
-        hint = "`srun --jobid=JOB --overlap --pty bash` opens a shell there; `vpipe status` shows the job's number"
-        raise UsageError(f"the ranks of run {run.id} are on nodes of Slurm, which vpipe does not reach", hint)
+        _must_have_nodes(run)
+        folders = dict.fromkeys((rank["host"] for rank in launch["ranks"]), str(run.folder))
     if run.engine != "local" and not folders:
         raise NotFinished(f"run {run.id} has not come to its hosts", f"`vpipe status {run.id}` says how it stands")
     return [_place(run, rank, folders.get(rank["host"])) for rank in launch["ranks"]]
+
+
+def _must_have_nodes(run: Run) -> None:
+    """A run has nodes of Slurm as long as it runs."""
+    state = standing(run).state
+    if state in FINAL:
+        raise UsageError(f"run {run.id} has ended ({state}): its nodes belong to others now")
+    if state not in ("starting", "running", "restarting"):
+        raise NotFinished(f"run {run.id} is {state} and has no nodes", f"`vpipe status {run.id}` says how it stands")
+
+
+def job_of(run: Run) -> str:
+    """The job of Slurm that has the nodes of a run. Raises NotFinished where none has begun."""
+    try:
+        return str(json.loads((run.folder / ALLOCATION).read_bytes())["job"])
+    except (OSError, ValueError, KeyError):
+        raise NotFinished(f"run {run.id} has no nodes yet", f"`vpipe status {run.id}` says how it stands") from None
 
 
 def choose(found: Sequence[Place], rank: int) -> Place:
@@ -81,6 +103,10 @@ def ssh_of(run: Run) -> SshSpec:
 @contextmanager
 def reached(run: Run, hosts: Sequence[str]) -> Iterator[Mapping[str, Transport]]:
     """Connections to some hosts of a run. Raises UnreachableError."""
+    if run.engine == "slurm":
+        job = job_of(run)
+        yield {host: NodeTransport(job, host) for host in hosts}
+        return
     if not hosts_of(run):
         yield {host: LocalTransport() for host in hosts}
         return
