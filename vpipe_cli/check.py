@@ -130,9 +130,7 @@ def _fill_engine(root: Node) -> list[Mistake]:
     entries = [(item, machines.read([str(item.value)])[0]) for item in given.value]
     elsewhere = [(index, item) for index, (item, slots) in enumerate(entries) if not machines.is_local(slots)]
     if "engine" not in root.value:
-        engine = Node(
-            given.place, given.place, "ssh" if elsewhere or _value(root, "container") is not None else "local"
-        )
+        engine = Node(given.place, given.place, "ssh" if elsewhere else "local")
         root.value["engine"] = engine
     if engine is not None and engine.value == "slurm":
         near = [(index, item) for index, (item, slots) in enumerate(entries) if slots and machines.is_local(slots)]
@@ -208,8 +206,8 @@ def _fill_read(root: Node, folder: Path) -> list[Mistake]:
     unread = _value(root, "data", "source") in (None, "python-stdlib")
     paths = [path for path in (*PATHS, *HELD_OUT) if path != ("data", "path") or not unread]
     mistakes = [mistake for path in paths for mistake in _fill_path(root, folder, *path)]
-    inside = _value(root, "engine") == "slurm" and _value(root, "container") is not None
-    return [] if _value(root, "engine") == "ssh" or inside else mistakes  # elsewhere, they are looked for there
+    inside = _value(root, "container") is not None
+    return [] if _value(root, "engine") == "ssh" or inside else mistakes  # there they are looked for
 
 
 def _fill_ssh(root: Node, folder: Path) -> list[Mistake]:

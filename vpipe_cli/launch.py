@@ -72,12 +72,13 @@ class Launch(Section):
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a launch takes from the machine and the shell it is resolved in."""
+    """What a launch takes from the machine and the shell it is resolved in; ``inside`` is for a container here."""
 
     python: str
     cores: int
     environ: Mapping[str, str]
     folder: Path
+    inside: placing.Sources | None = None
 
     @classmethod
     def here(cls) -> Surroundings:
@@ -156,8 +157,8 @@ def _process(
     shipped: placing.Shipped | None,
 ) -> placing.Process:
     if shipped is None:
-        shell = placing.Here(here.python, here.environ, here.folder)
-        return placing.local_process(place, slot, files, attempt, shell)
+        shell = placing.Here(here.python, here.environ, here.folder, here.inside)
+        return placing.local_process(place, slot, files, attempt, shell, spec.container)
     return placing.remote_process(place, slot, spec, run, attempt, shipped)
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from vpipe_cli.container import command
 from vpipe_cli.machines import Slot
@@ -46,12 +47,26 @@ class Process:
 
 
 @dataclass(frozen=True)
+class Sources:
+    """What of a machine a container gets to see, by its paths there: the image itself, code, cache."""
+
+    image: str
+    worker: str
+    cache: str
+    user_code: str = ""
+
+
+@dataclass(frozen=True)
 class Here:
-    """What a process on this machine takes from it: the interpreter, the shell's environment and folder."""
+    """What a process on this machine takes from it: the interpreter, the shell's environment and folder.
+
+    ``inside`` is for a job that runs in a container here.
+    """
 
     python: str
     environ: Mapping[str, str]
     folder: Path
+    inside: Sources | None = None
 
 
 def remote_files(run: str) -> RunFiles:
@@ -59,8 +74,18 @@ def remote_files(run: str) -> RunFiles:
     return RunFiles(Path(ROOT) / "runs" / run)
 
 
-def local_process(place: Placement, slot: Slot, files: RunFiles, attempt: int, here: Here) -> Process:
-    """A rank of the local engine: this interpreter, the user's environment as far as it is ``KEPT``."""
+def scratch_of(files: RunFiles, rank: int) -> Path:
+    """What a rank in a container has as its /tmp; it must be there before it starts."""
+    return files.folder / f"tmp/rank-{rank}"
+
+
+def local_process(
+    place: Placement, slot: Slot, files: RunFiles, attempt: int, here: Here, container: ContainerSpec | None = None
+) -> Process:
+    """A rank of the local engine, in a container if the job has one; else in this interpreter, with the user's
+    environment as far as it is ``KEPT``."""
+    if container is not None and here.inside is not None:
+        return _contained(place, slot, container, files, attempt, here.inside, {"GLOO_SOCKET_IFNAME": "lo"})
     env = {name: value for name, value in here.environ.items() if name in KEPT or name.startswith("LC_")}
     if paths := env.get("PYTHONPATH"):  # ranks run in another folder than the shell this was typed in
         env["PYTHONPATH"] = os.pathsep.join(str(here.folder / path) for path in paths.split(os.pathsep))
@@ -82,7 +107,10 @@ def remote_process(
 ) -> Process:
     """A rank on a host that SSH reaches, in a container where the job has one."""
     if spec.container is not None:
-        return _contained(place, slot, spec.container, run, attempt, shipped)
+        user_code = f"{ROOT}/code/{shipped.user_code}" if shipped.user_code else ""
+        worker = f"{ROOT}/code/{shipped.code}/worker"
+        sources = Sources(f"{ROOT}/images/{shipped.image}.sif", worker, f"{ROOT}/cache", user_code)
+        return _contained(place, slot, spec.container, remote_files(run), attempt, sources)
     env = {"PYTHONPATH": f"{ROOT}/code/{shipped.code}", "VPIPE_CACHE": f"{ROOT}/cache", **QUIET, **_common(place, slot)}
     if shipped.user_code:
         env[USER_CODE] = f"{ROOT}/code/{shipped.user_code}"
@@ -91,23 +119,28 @@ def remote_process(
 
 
 def _contained(
-    place: Placement, slot: Slot, container: ContainerSpec, run: str, attempt: int, shipped: Shipped
+    place: Placement,
+    slot: Slot,
+    container: ContainerSpec,
+    files: RunFiles,
+    attempt: int,
+    sources: Sources,
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> Process:
-    """Inside, the places are the same on every host: the run, the code and the cache below ``/vpipe``."""
-    folder = remote_files(run).folder
+    """Inside, the places are the same on every machine: the run, the code and the cache below ``/vpipe``."""
     binds = [
-        Bind(str(folder), INSIDE_RUN, True),
-        Bind(f"{ROOT}/code/{shipped.code}", "/vpipe/code"),
-        *([Bind(f"{ROOT}/code/{shipped.user_code}", "/vpipe/user-code")] if shipped.user_code else []),
-        Bind(f"{ROOT}/cache", "/vpipe/cache", True),
+        Bind(str(files.folder), INSIDE_RUN, True),
+        Bind(sources.worker, "/vpipe/code/worker"),
+        *([Bind(sources.user_code, "/vpipe/user-code")] if sources.user_code else []),
+        Bind(sources.cache, "/vpipe/cache", True),
         *container.mounts,
     ]
     nv = slot.device != "cpu" if container.nv is None else container.nv
     inside = _argv("python3", RunFiles(Path(INSIDE_RUN)), place.rank, attempt)
-    image = f"{ROOT}/images/{shipped.image}.sif"
-    argv = command.wrap(inside, image, binds, nv=nv, workdir=INSIDE_RUN, scratch=str(folder / f"tmp/rank-{place.rank}"))
-    env = {"PYTHONPATH": "/vpipe/code", "VPIPE_CACHE": "/vpipe/cache", **QUIET, **_common(place, slot)}
-    if shipped.user_code:
+    scratch = str(scratch_of(files, place.rank))
+    argv = command.wrap(inside, sources.image, binds, nv=nv, workdir=INSIDE_RUN, scratch=scratch)
+    env = {"PYTHONPATH": "/vpipe/code", "VPIPE_CACHE": "/vpipe/cache", **QUIET, **more, **_common(place, slot)}
+    if sources.user_code:
         env[USER_CODE] = "/vpipe/user-code"
     return Process(argv, dict(sorted(command.environment(env, {}).items())), OUTSIDE, command.PREFIX)
 

@@ -1,4 +1,4 @@
-"""What a launch has to bring to other hosts: the code as it is now, and the image, built if it must be."""
+"""What ranks elsewhere or in a container need: the code as it is now, and the image, built if it must be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpipe_cli.placing import Shipped
+from vpipe_cli import profiles
+from vpipe_cli.placing import Shipped, Sources
+from worker import errors
 from worker.errors import UsageError
 from worker.spec.cluster import ClusterSpec
 from worker.spec.container import ContainerSpec
@@ -31,6 +33,23 @@ def to_ship(spec: ClusterSpec, build: bool, line: Callable[[str], None] | None =
         return None
     image = _image(spec.container, build, line) if spec.container is not None else ""
     return Shipped(code().digest, image, user_code(folder).digest if (folder := user_folder(spec)) else "")
+
+
+def inside_here(spec: ClusterSpec, build: bool, line: Callable[[str], None] | None = None) -> Sources | None:
+    """What a container on this machine is given; None for a job without one, or of another engine.
+
+    Args and Raises as ``to_ship``.
+    """
+    if spec.engine != "local" or spec.container is None:
+        return None
+    container, cache_folder = spec.container, str(profiles.cache().parent)
+    image = NOT_BUILT
+    if build or _is_there(container):
+        from vpipe_cli.container.build import prepare
+
+        image = str(prepare(container.image, container.build_args, line).path)
+    folder = user_folder(spec)
+    return Sources(image, str(Path(errors.__file__).parent), cache_folder, str(folder) if folder else "")
 
 
 @cache
@@ -60,9 +79,14 @@ def user_code(folder: Path) -> Bundle:
 def _image(container: ContainerSpec, build: bool, line: Callable[[str], None] | None) -> str:
     from vpipe_cli.container.build import prepare
 
-    if build or (container.image.endswith(".sif") and "://" not in container.image and Path(container.image).exists()):
+    if build or _is_there(container):
         return prepare(container.image, container.build_args, line).sha256
     return NOT_BUILT
+
+
+def _is_there(container: ContainerSpec) -> bool:
+    """Whether the image is a finished one, a file."""
+    return container.image.endswith(".sif") and "://" not in container.image and Path(container.image).exists()
 
 
 def image_size(spec: ClusterSpec) -> int:

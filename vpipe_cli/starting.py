@@ -12,7 +12,7 @@ from vpipe_cli.engines import ENGINES
 from vpipe_cli.launch import Launch, Surroundings, resolve
 from vpipe_cli.runs import store
 from vpipe_cli.runs.store import Run
-from vpipe_cli.shipped import to_ship
+from vpipe_cli.shipped import inside_here, to_ship
 from worker.spec.cluster import ClusterSpec
 from worker.spec.files import RunFiles
 
@@ -34,7 +34,7 @@ def work_out(
     run = store.new_id(spec.name) if build else f"{spec.name}-00000000-000000-0000"
     slots, shipped = machines.slots(spec.machines), to_ship(spec, build, line)
     here = Surroundings.here()
-    here = replace(here, cores=max(1, here.cores // share))
+    here = replace(here, cores=max(1, here.cores // share), inside=inside_here(spec, build, line))
     return resolve(spec, run, RunFiles(store.folder_of(run)), slots, here, shipped=shipped)
 
 

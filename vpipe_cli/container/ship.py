@@ -7,6 +7,7 @@ machine as the bytes arrive, and only then the image gets its name (see ``vpipe_
 
 from __future__ import annotations
 
+import os
 import queue
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from threading import Semaphore
 from typing import Any, Literal
 
 from vpipe_cli.container.code import ROOM, gather
+from vpipe_cli.container.store import share
 from vpipe_cli.container.talk import Refusal, Talk, prefix
 from vpipe_cli.onhost.send import ask
 from vpipe_cli.transport.base import Transport
@@ -96,7 +98,7 @@ class Shipment:
             self._upload(seed)
             self._offer(seed)
         self._spread(missing)
-        return {**{host: str(self.sif) for host in self.here}, **paths}
+        return {**{host: share(self.sif, self.sha256, _root()) for host in self.here}, **paths}
 
     def _spread(self, missing: list[str]) -> None:
         with ThreadPoolExecutor(max(1, min(MOST_THREADS, len(missing)))) as pool:
@@ -228,6 +230,11 @@ class Shipment:
 
     def _tell(self, host: str, what: What, done: int, via: str = "") -> None:
         self.progress(Step(host, what, done, self.size, via))
+
+
+def _root() -> str:
+    """Where vpipe keeps what it would keep on this machine if that were another one."""
+    return os.path.abspath(os.path.expanduser(os.environ.get("VPIPE_HOME") or "~/.vpipe"))
 
 
 def _stage(answer: dict[str, Any], moving: What) -> tuple[What, int]:

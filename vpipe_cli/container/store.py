@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,21 @@ def keep(fresh: Path, key: str, source: str) -> Image:
     record = {"sha256": sha256, "size": size, "source": source, "time": time.time()}
     write_atomic(folder() / "built" / f"{key}.json", json.dumps(record) + "\n")
     return Image(path, sha256, size, source, built=True)
+
+
+def share(path: Path, sha256: str, root: str) -> str:
+    """Give an image its name among those below ``root``: a link where that can be, else a copy. Raises OSError."""
+    target = os.path.join(root, "images", f"{sha256}.sif")
+    if os.path.exists(target):
+        return target
+    os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
+    aside = f"{target}.{os.getpid()}"
+    try:
+        os.link(path, aside)
+    except OSError:  # another disk
+        shutil.copyfile(path, aside)
+    os.replace(aside, target)
+    return target
 
 
 def sources() -> dict[str, str]:

@@ -21,7 +21,7 @@ def needs_of(spec: ClusterSpec, host: str) -> Needs:
         ranks=len(devices),
         gpus=gpus,
         container=container,
-        image_bytes=_image_bytes(spec),
+        image_bytes=None if here else _image_bytes(spec),
         python=None if container else sys.executable if here else spec.python,
         root=str(home()) if here else None,
     )

@@ -12,9 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from vpipe_cli import profiles
 from vpipe_cli.container.ship import Progress
 from vpipe_cli.launch import Launch
+from vpipe_cli.machines import HERE
+from vpipe_cli.placing import scratch_of
 from vpipe_cli.runs.store import Run
+from vpipe_cli.transport.local import LocalTransport
 from worker import errors
 from worker.errors import PreflightError
 from worker.spec.files import RunFiles, append_event, read_events, write_atomic
@@ -29,18 +33,22 @@ class LocalEngine:
 
     def check(self, launch: Launch) -> None:
         """Refuse what this machine cannot run, before anything is written. Raises PreflightError."""
-        if launch.job.spec.container is not None:
-            raise PreflightError("engine local runs ranks without a container", "leave `engine` out of cluster.yml")
         if gpus := [rank for rank in launch.ranks if rank.device != "cpu"]:
             raise PreflightError(
                 f"rank {gpus[0].rank} is placed on {gpus[0].device}, but this version trains on CPU slots only",
                 "write machines: [cpu*N]; docs/roadmap.md says what is not there yet",
             )
+        if launch.job.spec.container is not None:
+            from vpipe_cli.doctor import examine, refuse
+
+            refuse(examine({HERE: LocalTransport()}, launch.job.spec, quick=True))
 
     def start(self, run: Run, launch: Launch, cluster: str, progress: Progress | None = None) -> None:
         """Write the run's files and start hostd. Raises PreflightError with what hostd had to say."""
         try:
             write_files(run.files, launch, cluster)
+            if launch.job.spec.container is not None:
+                _make_room(run.files, launch)
             problem = _start_hostd(run.files)
         except OSError as error:
             problem = str(error)
@@ -109,6 +117,12 @@ def write_files(files: RunFiles, launch: Launch, cluster: str) -> None:
     write_atomic(files.job, launch.job.model_dump_json(indent=2) + "\n")
     write_atomic(files.plan, launch.job.plan.model_dump_json(indent=2) + "\n")
     write_atomic(files.launch, launch.model_dump_json(indent=2) + "\n")
+
+
+def _make_room(files: RunFiles, launch: Launch) -> None:
+    """The folders that containers are given, without which they would not start. Raises OSError."""
+    for folder in [profiles.cache().parent, *(scratch_of(files, rank.rank) for rank in launch.ranks)]:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _start_hostd(files: RunFiles) -> str:
