@@ -11,12 +11,12 @@ from tests.cluster.test_training import CONTAINER, Shell, slots
 from tests.testbed.network import Testbed
 from vpipe_cli.container.store import Image
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
 def shell(tmp_path: Path, testbed: Testbed) -> Shell:
-    return Shell(tmp_path, testbed)
+    return Shell(tmp_path, testbed.ssh_config)
 
 
 def test_layers_and_links_of_other_machines(shell: Shell, testbed: Testbed) -> None:
@@ -27,7 +27,7 @@ def test_layers_and_links_of_other_machines(shell: Shell, testbed: Testbed) -> N
     inside, between = found["links"]
     assert min(inside["forward"], inside["backward"], between["forward"], between["backward"]) > 0
     assert found["processes"] == 2
-    assert not [path for host in hosts for path in Path(host.path("/var/tmp/vpipe/runs")).glob("profile-*")]
+    assert not [path for host in hosts for path in Path(host.path("/root/.vpipe/runs")).glob("profile-*")]
     plan = json.loads(shell.run("plan", "-o", "json"))  # from what was kept
     assert sum(plan["partition"]) == 6 and len(plan["predicted"]["stages"]) == 3
 

@@ -126,6 +126,7 @@ class Host:
         for name in ("root", "tmp"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / name).mkdir(mode=0o711)
+        (self.folder / "tmp").chmod(0o1777)
         ssh = self.folder / "root" / ".ssh"
         ssh.mkdir(mode=0o700)
         shutil.copy(self.folder.parent / "id.pub", ssh / "authorized_keys")
