@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import memory, pipeline, planner, ranks, sweep, tracing
+from benchmarks import launch, memory, pipeline, planner, ranks, sweep, tracing
 from benchmarks.contestants import Entry
 from benchmarks.layers import Sleeper, bert, encoders, sleepers
 from worker.deferred import Deferred, Later
@@ -140,3 +140,11 @@ def test_what_a_recorded_window_takes_beyond_the_others() -> None:
     window = [1.5, 1.0, 1.0, 1.0] * 2  # every fourth step takes half as long again
     assert tracing.extra([1.0] * 40, 4) == [0.0] * 4
     assert tracing.extra([2.0] * 4 + [1.0] * 4 + window * 4, 4)[0] == pytest.approx(0.25)
+
+
+def test_the_launch_benchmark_prints_its_records(testbed: object, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--only", "upload", "--hosts", "1", "2", "--megabytes", "1", "--repeats", "1"]
+    assert launch.main(arguments) == 0
+    records = printed(capsys)
+    assert [record["hosts"] for record in records] == [1, 2]
+    assert all(record["ratio_to_scp"] > 0 and record["ratio_to_fewest_hosts"] > 0 for record in records)  # type: ignore[operator]

@@ -137,9 +137,10 @@ class SshChannel:
     def write(self, data: bytes) -> None:
         """Send all of ``data``. Raises UnreachableError."""
         view, deadline = memoryview(data), time.monotonic() + ANSWER_LIMIT
+        packet = self._channel.out_max_packet_size - 64  # all that goes at once: more would be copied in vain
         while view:
             try:
-                view = view[self._channel.send(bytes(view[:CHUNK])) :]
+                view = view[self._channel.send(bytes(view[:packet])) :]
             except TimeoutError:  # the reader's, who may be impatient
                 if time.monotonic() > deadline or broken(self._channel):
                     raise self._link.lost(f"no input is taken for {ANSWER_LIMIT:g} s") from None
