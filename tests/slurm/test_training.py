@@ -68,12 +68,16 @@ class Shell:
         assert "Traceback" not in done.stderr
         return done.stdout
 
-    def launch(self, *overrides: str) -> tuple[str, str]:
-        """The plan and the weights that a whole run ends with."""
+    def launch(self, *overrides: str) -> tuple[str, list[str], str]:
+        """The plan of a whole run, what happened once it was on its machines, and the weights at its end."""
         document = json.loads(self.vpipe("launch", *overrides, "-o", "json"))
         assert with_token(document["run"]) == []
         plan = json.loads((Path(document["folder"]) / "plan.json").read_text())
-        return str(plan["partition"]), str(document["result"]["weights_sha256"])
+        events = read_events(find(document["run"]).files.events)
+        there = [event for event in events if event.get("state") not in ("planning", "shipping", "pending")]
+        keys = ("event", "state", "rank", "attempt", "code", "cause")
+        happened = sorted(str([event.get(key) for key in keys]) for event in there)  # ranks are not in step
+        return str(plan["partition"]), happened, str(document["result"]["weights_sha256"])
 
     def begin(self) -> Run:
         """A run on Slurm that was left alone."""
@@ -107,6 +111,14 @@ def test_one_file_on_three_engines(shell: Shell, testbed: Testbed) -> None:
     assert "1/s1 n2 | " in shell.vpipe("logs", "--rank", "1")
 
 
+def test_an_unknown_partition_is_told_in_one_line(shell: Shell) -> None:
+    shell.write("bsp", steps=6)
+    command = [sys.executable, "-m", "vpipe_cli.app", "launch", "engine=slurm", "slurm.partition=nowhere"]
+    done = subprocess.run(command, cwd=shell.folder, env=shell.env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 104
+    assert "Slurm refuses the job: invalid partition specified: nowhere" in done.stderr.splitlines()[0]
+
+
 @pytest.mark.parametrize("mode", ["bsp", pytest.param("asp", marks=SLOW)])
 def test_saved_on_a_signal_and_after_a_killed_rank_the_weights_are_the_same(
     shell: Shell, slurm: Slurm, mode: str
@@ -118,7 +130,7 @@ def test_saved_on_a_signal_and_after_a_killed_rank_the_weights_are_the_same(
     gang.kill(gang.rank_on(run, "n1"), signal.SIGKILL)
     there = shell.end(run)
     assert len(resumed(run)) == 2
-    assert there == shell.launch("engine=local")[1]
+    assert there == shell.launch("engine=local")[-1]
 
 
 @pytest.mark.timeout(1200)
@@ -129,4 +141,4 @@ def test_a_job_longer_than_its_time_limit(shell: Shell, slurm: Slurm) -> None:
     wait_for(lambda: standing(run).state in FINAL, 900)
     there = shell.end(run)
     assert len(resumed(run)) >= 1
-    assert there == shell.launch("engine=local")[1]
+    assert there == shell.launch("engine=local")[-1]
