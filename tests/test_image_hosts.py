@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 
 from tests.testbed.host import Host
 from tests.testbed.network import Testbed
+from vpipe_cli.container import store
 from vpipe_cli.container.command import environment, wrap
+from vpipe_cli.container.ship import Step, ship
 from vpipe_cli.container.store import Image
 from vpipe_cli.transport.connect import connect
+from worker.errors import UnreachableError
 from worker.spec.ssh import SshSpec
 
 Ended = subprocess.CompletedProcess[str]
@@ -112,3 +116,27 @@ def test_this_machine_alone(tmp_path: Path, small_image: Image) -> None:
     for arguments, code, said in wrong:
         ended = vpipe(tmp_path, *arguments)
         assert (ended.returncode, ended.stdout) == (code, "") and said in ended.stderr, arguments
+
+
+def test_an_upload_that_is_cut_half_way_goes_on_where_it_was(
+    testbed: Testbed, small_image: Image, tmp_path: Path
+) -> None:
+    """The server's process dies in the midst of it; what has come by then is not sent again."""
+    (host,) = testbed.take(1)
+    ssh, half = SshSpec(config=str(testbed.ssh_config)), small_image.size // 2
+
+    def cut(step: Step) -> None:
+        if step.what == "uploading" and step.done > half:
+            for login in host.logins():
+                os.kill(login, signal.SIGKILL)
+
+    with connect(["h1"], ssh) as hosts, pytest.raises(UnreachableError, match="h1"):
+        ship(hosts, small_image.path, small_image.sha256, cut)
+    steps: list[Step] = []
+    images = host.path("/root/.vpipe/images")
+    assert not list(images.glob("*.sif"))
+    with connect(["h1"], ssh) as hosts:
+        ship(hosts, small_image.path, small_image.sha256, steps.append)
+    sent = [step.done for step in steps if step.what == "uploading"]
+    assert sent[0] > half - (8 << 20) and sent[-1] == small_image.size  # some was on its way when it was cut
+    assert store.digest(images / f"{small_image.sha256}.sif") == small_image.sha256

@@ -151,7 +151,7 @@ def test_twelve_threads_share_a_connection(testbed: Testbed) -> None:
     with hosts, ThreadPoolExecutor(12) as pool:
         found = pool.map(lambda n: machine.run(["sh", "-c", f"sleep 0.1; echo {n}"], timeout=30).stdout, range(24))
         assert list(found) == [f"{n}\n".encode() for n in range(24)]
-        assert len(_logins(host)) == 1
+        assert len(host.logins()) == 1
 
 
 def test_an_unknown_key_is_refused_until_it_is_trusted(testbed: Testbed) -> None:
@@ -282,7 +282,7 @@ def test_twenty_four_hosts_behind_one_bastion(testbed: Testbed) -> None:
     with connect(names, settings(testbed, connect_timeout=60.0)) as hosts:
         said = hosts.each(lambda machine: machine.run(["hostname"], timeout=60).stdout.decode().strip())
         assert said == {name: name for name in names}
-        assert len(_logins(bastion)) == 1
+        assert len(bastion.logins()) == 1
 
 
 def test_a_server_that_takes_few_logins_at_once_gets_them_one_after_another(testbed: Testbed) -> None:
@@ -358,7 +358,7 @@ def test_half_an_output_is_never_taken_for_the_whole(testbed: Testbed) -> None:
             script = "head -c 100000 /dev/zero; echo >/var/tmp/begun; exec sleep 1000"
             halves = [pool.submit(machine.run, ["sh", "-c", script], timeout=60) for _ in range(3)]
             until(lambda: host.path("/var/tmp/begun").exists(), "a command")
-            for pid in _logins(host):
+            for pid in host.logins():
                 os.kill(pid, 9)
             with suppress(UnreachableError):
                 machine.run(["rm", "/var/tmp/begun"], timeout=20)  # connects anew while the others find out
@@ -378,16 +378,3 @@ def test_a_host_that_dies_takes_no_one_along(testbed: Testbed, impatient: None) 
         with pytest.raises(UnreachableError, match="h2"):
             hosts["h2"].run(["true"], timeout=20)
         assert hosts["h1"].run(["hostname"], timeout=20).stdout == b"h1\n"
-
-
-def _logins(host: Host) -> list[int]:
-    """The processes of sshd that serve one connection each."""
-    namespace = os.readlink(f"/proc/{host.pid}/ns/pid")
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if os.readlink(entry / "ns" / "pid") == namespace and (entry / "cmdline").read_text().startswith(
-                "sshd: root"
-            ):
-                found.append(int(entry.name))
-    return found

@@ -110,6 +110,16 @@ class Host:
                     found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
         return {pid: command for pid, command in found.items() if not command.startswith(("sshd:", "/usr/sbin/sshd"))}
 
+    def logins(self) -> list[int]:
+        """The processes of sshd that serve one connection of root each."""
+        namespace, found = os.readlink(f"/proc/{self.pid}/ns/pid"), []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                own = os.readlink(entry / "ns" / "pid") == namespace
+                if own and (entry / "cmdline").read_text().startswith("sshd: root"):
+                    found.append(int(entry.name))
+        return found
+
     def path(self, path: str) -> Path:
         """A path of the host as this machine sees it, private mounts included."""
         return Path(f"/proc/{self.pid}/root") / path.lstrip("/")
