@@ -22,6 +22,8 @@ from worker.errors import UnreachableError, UntrustedHost
 
 HANDSHAKES = 8  # in flight per server: sshd drops some of more than 10 (MaxStartups)
 SESSIONS = 8  # commands at once per connection: sshd refuses the 11th (MaxSessions)
+STILL_COUNTED = 10.0  # seconds sshd may count sessions that have ended here, and refuse new ones
+CONNECT_FAILED = 2  # how it refuses them
 
 Verify = Callable[[Target, HostKey], None]
 
@@ -96,13 +98,19 @@ class Link:
 
     def _open(self, timeout: float) -> paramiko.Channel:
         """A new session; over a new connection if the old one broke unnoticed, since nothing ran yet."""
-        first = self.transport()
-        try:
-            return first.open_session(timeout=timeout)
-        except BROKEN:
-            if first.is_active():
-                raise
-        return self.transport().open_session(timeout=timeout)
+        patience = time.monotonic() + min(timeout, STILL_COUNTED)
+        while True:
+            first = self.transport()
+            try:
+                return first.open_session(timeout=timeout)
+            except paramiko.ChannelException as error:
+                if error.code != CONNECT_FAILED or time.monotonic() > patience:
+                    raise
+                time.sleep(0.05)
+            except BROKEN:
+                if first.is_active():
+                    raise
+                return self.transport().open_session(timeout=timeout)
 
     def _dial(self, deadline: float) -> paramiko.Transport:
         """Connect, tried again while the server is too busy to say hello."""
