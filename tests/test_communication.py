@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tests import ranks
+from tests.rig import wait_for
 from worker.communication import Address, Communicator, Expected, Inbox
 from worker.data.base import TensorSpec
 from worker.errors import PeerLost, StallError
@@ -190,7 +191,9 @@ def test_a_peer_that_is_gone_is_named(how: str, tmp_path: Path) -> None:
     def body(rank: int) -> None:
         mine = communicator(timeout=50.0)
         if rank == 0:
+            wait_for((tmp_path / "connected").exists)
             os._exit(0)
+        (tmp_path / "connected").touch()
         if how == "receive":
             mine.post(expected("y", 7)).wait()
         elif how == "send":
