@@ -172,6 +172,24 @@ VALUES = {
             "ranks"
         ],
     ),
+    "depth of zero bubble with replicas": (
+        M + "pipeline: {in_flight: 3, replicas: 2, sync_mode: bsp, schedule: zb-h2}",
+        [
+            ":2:23: pipeline.in_flight: must be left out: with replicas, zb-h2 admits twice as many minibatches as "
+            "there are ranks"
+        ],
+    ),
+    "unequal replicas interleaved": (
+        "machines: [cpu*3]\npipeline: {replicas: [2, 1], sync_mode: bsp, schedule: interleaved}",
+        [":2:22: pipeline.replicas: is [2, 1]; interleaved needs equally many for all stages, which share their ranks"],
+    ),
+    "stages that do not fill groups of replicas": (
+        "machines: [cpu*4]\npipeline: {stages: 3, replicas: 2, sync_mode: bsp, schedule: interleaved}",
+        [
+            ":2:20: pipeline.stages: is 3 but machines gives 4 devices; interleaved needs 2, 3 ... stages for each 2 "
+            "of them"
+        ],
+    ),
 }
 
 MANY = """\

@@ -145,6 +145,28 @@ def test_replicas_are_exact(sync_mode: str, counts: list[int], tmp_path: Path) -
     assert_exact(job, tmp_path, toy.model(tied=tied))
 
 
+@pytest.mark.parametrize(("order", "counts"), [("zb-h2", [2, 1, 2]), ("interleaved", [3, 3, 3, 3])])
+def test_replicas_of_several_stages_are_exact(order: str, counts: list[int], tmp_path: Path) -> None:
+    """Where weight gradients leave as they are made, and where a rank sums for two stages; in many buckets."""
+
+    def mutate() -> None:
+        replicas.BUCKET_ELEMENTS = 50
+
+    partition, chunks = ([1, 2, 2, 1], 2) if order == "interleaved" else ([2, 2, 2], 1)
+    job = harness.job_of(spec("bsp", order, steps=5, per_step=7), partition, 0.5, counts, chunks)
+    assert_exact(job, tmp_path, prepare=mutate)
+
+
+def test_fp16_is_the_same_with_weight_gradients_apart(tmp_path: Path) -> None:
+    weights = []
+    for order in ("1f1b", "zb-h1"):
+        folder = tmp_path / order
+        folder.mkdir()
+        whole = spec("bsp", order, steps=4).model_copy(update={"precision": "fp16"})
+        weights.append(harness.train(harness.job_of(whole, [2, 4], 0.5, [2, 1]), MODEL, DATA, folder))
+    assert_equal(*weights)
+
+
 @pytest.mark.parametrize("sync_mode", ["asp", "bsp"])
 def test_replicas_with_many_buckets_are_exact(sync_mode: str, tmp_path: Path) -> None:
     def mutate() -> None:

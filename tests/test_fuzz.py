@@ -23,7 +23,7 @@ from worker.communication import Address, Communicator
 from worker.errors import ScheduleError
 from worker.executor import Executor
 from worker.schedule.job import prove
-from worker.spec.cluster import REPLICATED, SYNC_MODES, ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
+from worker.spec.cluster import OWN_DEPTH, REPLICATED, SYNC_MODES, ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
 from worker.spec.job import Job
 
 FLUSHING = [name for name, modes in SYNC_MODES.items() if "bsp" in modes]
@@ -93,7 +93,7 @@ MATRIX = pairwise(
     [True, False],
     [0.0, 0.5, 1.0],
     [0.5, None],
-    fits=lambda schedule, replicas, *_: not replicas or schedule in REPLICATED,
+    fits=lambda schedule, replicas, *_: schedule != "interleaved" or len(set(replicas)) < 2,
 )
 
 
@@ -101,8 +101,10 @@ MATRIX = pairwise(
 def test_matrix_of_flushing_schedules(
     schedule: str, replicas: tuple[int, ...], tied: bool, recompute: float, clip: float | None
 ) -> None:
-    """Of the 228 cases of schedule x replicas x tied x recompute x clip, so many that every pair of them is met."""
-    partition, chunks = ((1, 2, 2, 1), 2) if schedule == "interleaved" else ((2, 4), 1)
+    """Of the 384 cases of schedule x replicas x tied x recompute x clip, so many that every pair of them is met."""
+    partition, chunks = ((2, 4), 1)
+    if schedule == "interleaved":
+        partition, replicas, chunks = (1, 2, 2, 1), 2 * replicas, 2
     assert_case(Case(schedule, "bsp", partition, replicas, tied, recompute, clip, per_step=4, chunks=chunks))
 
 
@@ -117,9 +119,12 @@ def cases(draw: st.DrawFn) -> Case:
     sync_mode = draw(st.sampled_from(SYNC_MODES[schedule]))
     partition, chunks = draw(st.sampled_from(CHUNKED if schedule == "interleaved" else [(p, 1) for p in PARTITIONS]))
     replicas: tuple[int, ...] = ()
-    if schedule in REPLICATED and len(partition) in REPLICAS and draw(st.booleans()):
+    if schedule == "interleaved":
+        replicas = len(partition) * (draw(st.integers(1, 2)),)
+    elif schedule in REPLICATED and len(partition) in REPLICAS and draw(st.booleans()):
         replicas = draw(st.sampled_from(REPLICAS[len(partition)]))
     accumulates = sync_mode == "bsp" or schedule in ("2bw", "accumulate")
+    has_own_depth = schedule == "none" or (replicas and schedule in OWN_DEPTH)
     return Case(
         schedule,
         sync_mode,
@@ -131,7 +136,7 @@ def cases(draw: st.DrawFn) -> Case:
         draw(st.sampled_from([0.0, 0.34, 0.5, 1.0])) if schedule != "accumulate" else 0.0,
         draw(st.sampled_from([None, 0.1, 0.5])),
         draw(st.integers(1, 8)) if accumulates else None,
-        draw(st.none() | st.integers(1, 9)) if schedule != "none" and (not replicas or schedule == "gpipe") else None,
+        draw(st.none() | st.integers(1, 9)) if not has_own_depth else None,
         draw(st.integers(1, 4)) if accumulates else draw(st.integers(1, 12)),
         draw(st.sampled_from(["fp32", "fp32", "bf16"])),
         draw(st.booleans()),
@@ -249,7 +254,9 @@ def make_late_and_far() -> None:
         Case("1f1b", "bsp", (2, 4), (1, 3), per_step=5),
         Case("gpipe", "bsp", (1, 2, 2, 1), per_step=4),
         Case("interleaved", "bsp", (1, 2, 2, 1), per_step=4, chunks=2),
+        Case("interleaved", "bsp", (1, 2, 2, 1), (2, 2, 2, 2), per_step=5, chunks=2),
         Case("zb-h2", "bsp", (2, 2, 2), per_step=5),
+        Case("zb-h2", "bsp", (2, 4), (2, 3), per_step=5),
     ],
     ids=lambda case: f"{case.schedule}-{case.sync_mode}-{case.partition}-{case.replicas}",
 )

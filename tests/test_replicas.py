@@ -15,7 +15,8 @@ from worker import replicas
 from worker.communication import Communicator
 from worker.data.base import TensorSpec
 from worker.models.base import Layer, Model
-from worker.replicas import NAMES, ReplicaGroup
+from worker.replicas import ReplicaGroup
+from worker.runtime import LOSSES
 from worker.spec.cluster import ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
 from worker.trace import Stopwatch
 
@@ -42,8 +43,8 @@ def on_replicas(
     def joined(rank: int) -> dict[str, Tensor]:
         ranks.join(rank, count, folder)
         replicas.BUCKET_ELEMENTS = elements
-        communicator = Communicator(NAMES, CPU, 10.0, Stopwatch(), 4)
-        result = body(ReplicaGroup(communicator, range(count), rank, SPECS, CPU), rank)
+        communicator = Communicator(replicas.names(1), CPU, 10.0, Stopwatch(), 4)
+        result = body(ReplicaGroup(communicator, 1, range(count), rank, SPECS, CPU), rank)
         communicator.finish()
         return result
 
@@ -75,6 +76,35 @@ def test_tensors_may_be_given_ahead_and_one_replica_may_have_none(tmp_path: Path
 
     for found in on_replicas(3, tmp_path, body, elements=4):
         assert_same(found, in_order(2, update=1))
+
+
+def require_all_given() -> None:
+    """Let a sum fail that has to take a gradient which could have left during the backward."""
+    give, total = ReplicaGroup.give, ReplicaGroup.sum
+    given: set[str] = set()
+
+    def giving(self: ReplicaGroup, name: str, tensor: Tensor, minibatch: int) -> None:
+        assert name not in given
+        given.add(name)
+        give(self, name, tensor, minibatch)
+
+    def summing(self: ReplicaGroup, tensors: dict[str, Tensor], minibatch: int) -> dict[str, Tensor]:
+        assert given == tensors.keys() - {LOSSES}
+        given.clear()
+        return total(self, tensors, minibatch)
+
+    ReplicaGroup.give, ReplicaGroup.sum = giving, summing  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("sync_mode", "schedule"), [("bsp", "1f1b"), ("bsp", "zb-h1"), ("asp", "1f1b")])
+def test_every_gradient_leaves_before_the_update(sync_mode: str, schedule: str, tmp_path: Path) -> None:
+    per_step = 4 if sync_mode == "bsp" else None
+    spec = ClusterSpec(
+        machines=["cpu"],
+        pipeline=PipelineSpec(sync_mode=sync_mode, schedule=schedule, minibatches_per_step=per_step),
+        run=RunSpec(steps=4, stall_timeout=20.0),
+    )
+    harness.train(harness.job_of(spec, [2, 4], replicas=[2, 2]), toy.model(), toy.Data(), tmp_path, require_all_given)
 
 
 class Idle(nn.Module):

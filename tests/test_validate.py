@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
 import pytest
 
 from worker.errors import ScheduleError
-from worker.schedule import Action, Kind, Setting, build, from_csv, validate
+from worker.schedule import SCHEDULES, Action, Kind, Setting, build, from_csv, validate
+from worker.schedule.generate import one_f_one_b_flush, one_f_one_b_stream
+from worker.schedule.job import prove
+from worker.spec.checkpoint import CheckpointSpec
+from worker.spec.cluster import ClusterSpec, PipelineSpec
+from worker.spec.job import Plan
 
 
 def parse(*rows: str) -> list[list[Action]]:
@@ -48,6 +57,61 @@ def test_bounds_are_kept() -> None:
         validate(ranks, in_flight=2)
     with pytest.raises(ScheduleError, match="rank 0 holds 3 versions of its weights; the bound is 2"):
         validate(ranks, versions=2)
+
+
+def test_replicas_that_wait_for_each_other_are_refused() -> None:
+    """The first rank updates with the second after its own first minibatch; the second waits for what comes behind."""
+    ranks = parse("0F0,0B0,0F2,0B2", "0F1,0B1", "1F0,1B0,1F2,1F1,1B1,1B2")
+    validate(ranks, by_order=False)
+    both = Action(0, Kind.UPDATE, 1)
+    ranks[0][2:2] = [both]
+    ranks[1].append(both)
+    for rank, stage in ((ranks[0], 0), (ranks[2], 1)):
+        rank.append(Action(stage, Kind.UPDATE, 2))
+    with pytest.raises(ScheduleError, match=r"rank 0 stands at 0U1 \(action 2\), which waits for 0U1; rank 1 "):
+        validate(ranks, by_order=False)
+
+
+def job(replicas: list[int], **pipeline: object) -> tuple[ClusterSpec, Plan]:
+    stages = len(replicas)
+    plan = Plan(partition=[1] * stages, recompute_ratio=[0.0] * stages, reason="a test", replicas=replicas)
+    spec = ClusterSpec(
+        machines=["cpu"], pipeline=PipelineSpec.model_validate(pipeline), checkpoint=CheckpointSpec(every_steps=5)
+    )
+    return spec, plan
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1", "zb-h2", "gpipe"])
+def test_any_counts_of_replicas_cannot_deadlock_whoever_begins(schedule: str) -> None:
+    for replicas in product((1, 2, 3, 4), repeat=3):
+        prove(*job(list(replicas), sync_mode="bsp", schedule=schedule, minibatches_per_step=5))
+
+
+def test_streams_of_any_counts_of_replicas_cannot_deadlock() -> None:
+    for replicas in product((1, 2, 3), repeat=3):
+        prove(*job(list(replicas), sync_mode="asp"))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "sync_mode", "message"),
+    [
+        ("1f1b", "bsp", "rank 0 holds the activations of 3 minibatches; the bound is 2"),
+        ("2bw", "asp", "rank 0 holds 3 versions of its weights; the bound is 2"),
+    ],
+)
+def test_a_job_is_held_to_the_bounds_of_its_schedule(
+    schedule: str, sync_mode: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A generator that does not keep what it promises."""
+    broken = replace(SCHEDULES[schedule], bsp=deep, asp=one_f_one_b_stream)
+    monkeypatch.setitem(SCHEDULES, schedule, broken)
+    in_flight = 2 if sync_mode == "bsp" else "auto"
+    with pytest.raises(ScheduleError, match=message):
+        prove(*job([1, 1, 1], sync_mode=sync_mode, schedule=schedule, minibatches_per_step=6, in_flight=in_flight))
+
+
+def deep(stage: int, setting: Setting) -> Iterator[Action]:
+    return one_f_one_b_flush(stage, replace(setting, in_flight=3))
 
 
 def test_gradients_need_an_update() -> None:

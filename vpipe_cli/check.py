@@ -147,18 +147,21 @@ def _default_stages(root: Node, slots: int) -> int:
     replicas = _value(root, "pipeline", "replicas")
     if isinstance(replicas, list):
         return len(replicas)
-    if _value(root, "pipeline", "schedule") == "interleaved":
-        return 2 * slots
-    return max(1, slots // replicas) if type(replicas) is int and replicas > 1 else slots
+    row = max(1, slots // replicas) if type(replicas) is int and replicas > 1 else slots
+    return 2 * row if _value(root, "pipeline", "schedule") == "interleaved" else row
 
 
 def _misfit(root: Node, stages: int, slots: int) -> str | None:
     """Why ``stages`` stages do not fit the devices, if they do not."""
     gives = "1 device" if slots == 1 else f"{slots} devices"
-    if _value(root, "pipeline", "schedule") == "interleaved":
-        fits = stages >= 2 * slots and stages % slots == 0
-        return None if fits else f"is {stages} but machines gives {gives}; interleaved needs 2, 3 ... stages for each"
     replicas = _value(root, "pipeline", "replicas")
+    if _value(root, "pipeline", "schedule") == "interleaved":
+        each = replicas[0].value if isinstance(replicas, list) and replicas else replicas
+        each = each if type(each) is int and each > 1 else 1
+        fits = slots % each == 0 and stages >= 2 * (slots // each) and stages % (slots // each) == 0
+        group = "each" if each == 1 else f"each {each} of them"
+        wants = f"interleaved needs 2, 3 ... stages for {group}"
+        return None if fits else f"is {stages} but machines gives {gives}; {wants}"
     if isinstance(replicas, list) and all(type(each.value) is int for each in replicas):
         ranks = sum(each.value for each in replicas)
         return f"is {stages}, of {ranks} ranks together, but machines gives {gives}" if ranks != slots else None

@@ -110,7 +110,7 @@ class Builder:
             specs = {name: self.flow.spec(name) for name in stage.stash.current.leaves}
             specs |= {name: self.flow.spec(name) for name in stage.stash.borrowed}
             losses = {LOSSES: TensorSpec((len(self.model.losses) if topology.is_last else 0,), torch.float32)}
-            group = ReplicaGroup(communicator, ranks, self.rank, losses | specs, self.device)
+            group = ReplicaGroup(communicator, topology.stage, ranks, self.rank, losses | specs, self.device)
         versions_of = partial(stage_versions, self.job.spec, self.job.plan, start=start)
         rule = optimizer.build(self.job.spec.optimizer, stage.stash.parameters, optimizer.outer(self.flow))
         runtime = StageRuntime(topology, stage, communicator, rule, feed, scaler, group, versions_of)

@@ -7,15 +7,23 @@ weight's gradient; ``run`` does the products later, in the order of the backward
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-Later = list[Callable[[], None]]
-"""Weight gradients still to be computed."""
+
+class Product(NamedTuple):
+    """A weight's share of a gradient, still to be computed."""
+
+    weight: Tensor
+    compute: Callable[[], Tensor]
+
+
+Later = list[Product]
+"""In the order of the backward."""
 
 
 class Deferred(TorchFunctionMode):
@@ -57,7 +65,7 @@ class _Linear(torch.autograd.Function):
         (x,), weight = ctx.saved_tensors, ctx.weight
         flat = gradient.reshape(-1, gradient.shape[-1])
         flat_x = x.detach().reshape(-1, x.shape[-1]).to(ctx.dtype)
-        ctx.later.append(lambda: _add_gradient(weight, flat_x.t().mm(flat).t().to(weight.dtype)))
+        ctx.later.append(Product(weight, lambda: flat_x.t().mm(flat).t().to(weight.dtype)))
         dx = flat.mm(weight.to(ctx.dtype)).view(x.shape).to(x.dtype) if ctx.needs_input_grad[0] else None
         return dx, None, flat.sum(0) if ctx.has_bias else None, None
 
@@ -66,9 +74,12 @@ def _add_gradient(weight: Tensor, gradient: Tensor) -> None:
     weight.grad = gradient.contiguous() if weight.grad is None else weight.grad.add_(gradient)
 
 
-def run(later: Later) -> None:
-    """Compute what was deferred, in order, and forget it."""
+def run(later: Later, done: Callable[[Tensor], None] | None = None) -> None:
+    """Compute what was deferred, in order, and forget it. ``done`` is told of each weight whose gradient is whole."""
+    last = {id(product.weight): index for index, product in enumerate(later)}
     with torch.no_grad():
-        for product in later:
-            product()
+        for index, (weight, compute) in enumerate(later):
+            _add_gradient(weight, compute())
+            if done is not None and last[id(weight)] == index:
+                done(weight)
     later.clear()

@@ -7,7 +7,7 @@ are posted ahead of time from the same list that is executed. The updates of all
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise, tee
 
@@ -132,15 +132,15 @@ class Executor:
         if action.kind is Kind.UPDATE:
             return self._update(joint, received)
         runtime = self.stages[action.stage]
-        if action.kind is Kind.BACKWARD:
-            runtime.backward(action, received, next((a for a in following if a.kind is Kind.UPDATE), None))
-            return None
-        execute: dict[Kind, Callable[[Action, Mapping[str, Tensor]], None]] = {
-            Kind.FORWARD: runtime.forward,
-            Kind.INPUT_GRAD: runtime.input_gradient,
-            Kind.WEIGHT_GRAD: runtime.weight_gradient,
-        }
-        execute[action.kind](action, received)
+        update = next((a for a in following if a.kind is Kind.UPDATE), None)
+        if action.kind is Kind.FORWARD:
+            runtime.forward(action, received)
+        elif action.kind is Kind.BACKWARD:
+            runtime.backward(action, received, update)
+        elif action.kind is Kind.INPUT_GRAD:
+            runtime.input_gradient(action, received)
+        else:
+            runtime.weight_gradient(action, update)
         return None
 
     def _update(self, joint: list[Action], received: dict[str, Tensor]) -> Update:

@@ -24,18 +24,19 @@ BUCKET_ELEMENTS = 2**20
 """A bucket is at least this large, 4 MiB, and larger where more than MOST_BUCKETS would be needed."""
 
 
-def part(bucket: int) -> str:
+def part(stage: int, bucket: int) -> str:
     """What carries a replica's share of a bucket to the one that adds it up."""
-    return f"part of gradient bucket {bucket}"
+    return f"part of gradient bucket {bucket} of stage {stage}"
 
 
-def total(bucket: int) -> str:
+def total(stage: int, bucket: int) -> str:
     """What carries a part's sum to the other replicas."""
-    return f"sum of gradient bucket {bucket}"
+    return f"sum of gradient bucket {bucket} of stage {stage}"
 
 
-NAMES = [name(bucket) for bucket in range(MOST_BUCKETS) for name in (part, total)]
-"""All that replicas send each other."""
+def names(stage: int) -> list[str]:
+    """All that the replicas of a stage send each other."""
+    return [name(stage, bucket) for bucket in range(MOST_BUCKETS) for name in (part, total)]
 
 
 @dataclass
@@ -58,9 +59,16 @@ class ReplicaGroup:
     """
 
     def __init__(
-        self, communicator: Communicator, ranks: range, rank: int, specs: Mapping[str, TensorSpec], device: torch.device
+        self,
+        communicator: Communicator,
+        stage: int,
+        ranks: range,
+        rank: int,
+        specs: Mapping[str, TensorSpec],
+        device: torch.device,
     ) -> None:
         self._communicator = communicator
+        self._stage = stage
         self._ranks = ranks
         self._rank = rank
         self._others = [other for other in ranks if other != rank]
@@ -118,11 +126,11 @@ class ReplicaGroup:
     def _leave(self, exchange: Exchange, minibatch: int) -> None:
         """Send the others their parts."""
         exchange.missing = set()
-        exchange.parts = {rank: self._post(part(exchange.number), rank, minibatch, exchange) for rank in self._others}
-        exchange.totals = {rank: self._post(total(exchange.number), rank, minibatch, exchange) for rank in self._others}
+        what, sums = part(self._stage, exchange.number), total(self._stage, exchange.number)
+        exchange.parts = {rank: self._post(what, rank, minibatch, exchange) for rank in self._others}
+        exchange.totals = {rank: self._post(sums, rank, minibatch, exchange) for rank in self._others}
         for rank in self._others:
-            address = Address(part(exchange.number), self._rank, rank, minibatch)
-            self._communicator.send(self._part_of(exchange, rank), address)
+            self._communicator.send(self._part_of(exchange, rank), Address(what, self._rank, rank, minibatch))
 
     def _add_up(self, exchange: Exchange, minibatch: int) -> None:
         """Add up this replica's own part, in replica order, and send the result to the others."""
@@ -131,8 +139,9 @@ class ReplicaGroup:
         for rank in self._ranks:
             result += own if rank == self._rank else exchange.parts[rank].wait()
         own.copy_(result)
+        what = total(self._stage, exchange.number)
         for rank in self._others:
-            self._communicator.send(own, Address(total(exchange.number), self._rank, rank, minibatch))
+            self._communicator.send(own, Address(what, self._rank, rank, minibatch))
 
     def _gathered(self, exchange: Exchange) -> dict[str, Tensor]:
         """The sums of a bucket; in new memory, for the old one may still be on its way."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,11 +25,11 @@ from worker.precision import LOSS_SCALE, LossScaler
 from worker.replicas import ReplicaGroup
 from worker.schedule import Action, Kind
 from worker.stage import Graph, Stage
+from worker.stash import Give
 from worker.topology import Tie, Topology
 
 LOSS_WEIGHTS = "loss weights"
 """Travels with the targets: for each loss term one over the number of real targets in the minibatch's step."""
-
 
 LOSSES = "losses"
 """Ride along when gradients are summed over replicas."""
@@ -140,11 +140,11 @@ class StageRuntime:
         for name, tensor in graph.outputs.items():
             self._send(tensor, self.topology.stage + 1, topo.activation(name, self.topology.stage + 1), minibatch)
 
-    def input_gradient(self, action: Action, received: Mapping[str, Tensor], update: Action | None = None) -> None:
-        """I: run backward, send the gradients of the inputs back.
+    def input_gradient(self, action: Action, received: Mapping[str, Tensor]) -> None:
+        """I: run backward, send the gradients of the inputs back."""
+        self._backward(action, received, None)
 
-        ``update``: the one that follows directly, so that what is summed over replicas can leave during the backward.
-        """
+    def _backward(self, action: Action, received: Mapping[str, Tensor], give: Give | None) -> None:
         minibatch = action.minibatch
         outgoing, stage = self.topology.outgoing, self.topology.stage
         names = sorted(outgoing.differentiable) if outgoing else []
@@ -152,25 +152,28 @@ class StageRuntime:
         graph, weights = self._graphs[minibatch], self._loss_weights.pop(minibatch, None)
         if weights is not None:
             weights = weights * graph.factor
-        with self._summing(graph, update):
+        with self.stash.collecting(graph.version, graph.factor, give) if give else nullcontext():
             results = self.stage.backward(graph, gradients, weights)
         for name, tensor in results.items():
             self._send(tensor, stage - 1, topo.gradient(name, stage - 1), minibatch)
 
-    def weight_gradient(self, action: Action, received: Mapping[str, Tensor]) -> None:
-        """W: compute what I has left, and end the minibatch's graph."""
-        self.stage.finish(self._graphs.pop(action.minibatch))
+    def weight_gradient(self, action: Action, update: Action | None) -> None:
+        """W: compute what I has left, and end the minibatch's graph.
 
-    def backward(self, action: Action, received: Mapping[str, Tensor], update: Action | None = None) -> None:
-        """B: I and W at once."""
-        self.input_gradient(action, received, update)
-        self.weight_gradient(action, received)
+        ``update``: the one that follows directly, so that what is summed over replicas can leave on the way.
+        """
+        self.stage.finish(self._graphs.pop(action.minibatch), self._giving(update))
 
-    def _summing(self, graph: Graph, update: Action | None) -> AbstractContextManager[None]:
+    def backward(self, action: Action, received: Mapping[str, Tensor], update: Action | None) -> None:
+        """B: I and W at once; ``update`` as in ``weight_gradient``."""
+        self._backward(action, received, self._giving(update))
+        self.weight_gradient(action, None)
+
+    def _giving(self, update: Action | None) -> Give | None:
+        """What takes a gradient that is whole, on its way into ``update``; None where nobody needs it early."""
         if self._replicas is None or update is None:
-            return nullcontext()
-        give = partial(self._replicas.give, minibatch=update.minibatch)
-        return self.stash.collecting(graph.version, graph.factor, give)
+            return None
+        return partial(self._replicas.give, minibatch=update.minibatch)
 
     def sum_over_replicas(self, update: UpdateOf) -> None:
         """U, first: add up gradients and losses over the stage's replicas.

@@ -20,7 +20,7 @@ from worker.flow import Cut, outputs_of
 from worker.models.base import Layer
 from worker.precision import LOSS_SCALE, arithmetic, rounded
 from worker.rng import seed_layer
-from worker.stash import Version, WeightStash
+from worker.stash import Give, Version, WeightStash
 
 
 @dataclass(frozen=True)
@@ -168,13 +168,28 @@ class Stage:
             name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in differentiable.items()
         }
 
-    def finish(self, graph: Graph) -> None:
-        """Compute the gradients that the backward left for later, and let go of the graph's weights."""
+    def finish(self, graph: Graph, give: Give | None = None) -> None:
+        """Compute the gradients that the backward left for later, and let go of the graph's weights.
+
+        ``give``: takes each parameter's sum so far as soon as this minibatch has nothing more to add to it.
+        """
         if graph.later:
+            done = None
+            if give is not None:
+                self._give_whole(graph, give)
+                done = self.stash.collector(graph.version, graph.factor, give)
             self.stash.hand_out(graph.version, graph.factor)
-            deferred.run(graph.later)
+            deferred.run(graph.later, done)
         self.stash.collect(graph.version, graph.factor)
         self.stash.release(graph.version)
+
+    def _give_whole(self, graph: Graph, give: Give) -> None:
+        """Give on what no product of ``graph`` is still to be added to."""
+        unfinished = {id(product.weight) for product in graph.later}
+        whole = [name for name, leaf in graph.version.leaves.items() if id(leaf) not in unfinished]
+        for name in whole:
+            if name in self.stash.gradients:
+                give(name, self.stash.gradients[name])
 
     def _check(self, minibatch: int, outputs: Mapping[str, Tensor], cut: Cut) -> None:
         """The next stage makes room for what the meta device foretold, and the backend accepts any other in silence."""

@@ -17,12 +17,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from torch import Tensor, nn
 
 Slot = tuple[nn.Module, str]
 """A module, and the name under which it looks up one of its parameters."""
+
+Give = Callable[[str, Tensor], None]
+"""Takes a parameter's gradient by name."""
 
 
 @dataclass
@@ -152,21 +154,28 @@ class WeightStash:
                 self._take(name, leaf, factor)
 
     @contextmanager
-    def collecting(self, version: Version, factor: float, give: Callable[[str, Tensor], None]) -> Iterator[None]:
+    def collecting(self, version: Version, factor: float, give: Give) -> Iterator[None]:
         """Within this, a backward's gradients are collected one by one, and their sum so far is given on at once."""
-
-        def hook(name: str, leaf: Tensor) -> None:
-            self._take(name, leaf, factor)
-            give(name, self.gradients[name])
-
-        leaves = {name: leaf for name, leaf in version.leaves.items() if leaf.requires_grad}
+        hook = self.collector(version, factor, give)
+        leaves = [leaf for leaf in version.leaves.values() if leaf.requires_grad]
         register = Tensor.register_post_accumulate_grad_hook
-        hooks = [register(leaf, partial(hook, name)) for name, leaf in leaves.items()]  # type: ignore[no-untyped-call]
+        hooks = [register(leaf, hook) for leaf in leaves]  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
             for each in hooks:
                 each.remove()
+
+    def collector(self, version: Version, factor: float, give: Give) -> Callable[[Tensor], None]:
+        """What collects the gradient of one leaf of ``version``, and gives its sum so far on."""
+        names = {id(leaf): name for name, leaf in version.leaves.items()}
+
+        def take(leaf: Tensor) -> None:
+            name = names[id(leaf)]
+            self._take(name, leaf, factor)
+            give(name, self.gradients[name])
+
+        return take
 
     def _take(self, name: str, leaf: Tensor, factor: float) -> None:
         assert leaf.grad is not None

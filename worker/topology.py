@@ -106,7 +106,7 @@ class Topology:
 
     def names(self) -> list[str]:
         """Everything that travels anywhere, in the same order on every rank."""
-        names = [*replicas.NAMES, EVALUATED]
+        names = [*self._sums(), EVALUATED]
         for stage in range(1, self.stages):
             names += [activation(name, stage) for name in self.cuts[stage].specs]
             names += [gradient(name, stage - 1) for name in sorted(self.cuts[stage].differentiable)]
@@ -115,9 +115,14 @@ class Topology:
 
     def varying(self) -> list[str]:
         """What travels with another shape from minibatch to minibatch, where sequences are of variable length."""
-        names = [name for name in self.names() if name not in (*replicas.NAMES, EVALUATED)]
-        of_weights = {describe(tie.borrower) for tie in self.ties for describe in (weight, weight_gradient)}
-        return [name for name in names if name not in of_weights]
+        fixed = {describe(tie.borrower) for tie in self.ties for describe in (weight, weight_gradient)}
+        fixed |= {*self._sums(), EVALUATED}
+        return [name for name in self.names() if name not in fixed]
+
+    def _sums(self) -> list[str]:
+        """What replicas of any stage send each other."""
+        stages = (stage for stage in range(self.stages) if len(self.plan.ranks_of(stage)) > 1)
+        return [name for stage in stages for name in replicas.names(stage)]
 
     def passed(self, minibatch: int) -> Address:
         """The address of the word that a minibatch of an evaluation has come to its end."""

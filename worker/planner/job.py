@@ -11,7 +11,7 @@ from worker.planner.choose import Chosen, choose
 from worker.planner.costs import Fleet
 from worker.planner.scheme import Scheme
 from worker.planner.solve import Freedom
-from worker.spec.cluster import SYNC_MODES, ClusterSpec, PipelineSpec
+from worker.spec.cluster import REPLICATED, SYNC_MODES, ClusterSpec, PipelineSpec
 from worker.spec.job import Plan, Predicted
 from worker.spec.planner import PlannerSpec, size
 from worker.spec.profile import LinkProfile, Profile
@@ -111,8 +111,19 @@ def fleet_of(
     return Fleet.of(devices, limits, profile.links if links is None else links, speeds, planner.reserve)
 
 
+def is_planned(pipeline: PipelineSpec) -> bool:
+    """Whether measured layers can tell the plan."""
+    most = max(pipeline.replicas) if isinstance(pipeline.replicas, list) else pipeline.replicas
+    return pipeline.schedule != "interleaved" or most == 1
+
+
 def freedom_of(pipeline: PipelineSpec, devices: int, is_free: bool) -> Freedom:
     partition = None if pipeline.partition == "auto" else tuple(pipeline.partition)
+    if not is_planned(pipeline):
+        raise UsageError(
+            "schedule interleaved with replicas is not planned: neither stages nor ranks are on a device alone",
+            "give its partition by hand, or leave out pipeline.replicas",
+        )
     if pipeline.schedule == "interleaved":
         return Freedom(partition=partition)
     if is_free:
@@ -162,12 +173,14 @@ def schemes_of(pipeline: PipelineSpec, devices: int, every: bool, freedom: Freed
     names = [name for name, modes in SYNC_MODES.items() if mode in modes] if every else [pipeline.schedule]
     flush = pipeline.minibatches_per_step or max(MINIBATCHES_PER_STEP, devices)
     for name in names:
-        if name == "interleaved" and freedom.is_straight:
+        if name == "interleaved" and not freedom.is_straight:
+            continue
+        if name == "interleaved":
             chunks = (pipeline.stages or 0) // devices if pipeline.schedule == name else 0
             depth = None if pipeline.in_flight == "auto" or every else pipeline.in_flight
             yield Scheme(name, mode, flush, depth, chunks or CHUNKS)
             continue
-        if not freedom.is_straight and name not in ("1f1b", "gpipe", "none"):
+        if not freedom.is_straight and name not in REPLICATED:
             continue
         many = mode == "bsp" or name in ("2bw", "accumulate")
         depth = None if pipeline.in_flight == "auto" or every else pipeline.in_flight

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from worker.errors import UsageError
 from worker.planner.estimate import layer_flops
-from worker.planner.job import plan_job
+from worker.planner.job import is_planned, plan_job
 from worker.planner.partition import balance
 from worker.spec.cluster import ClusterSpec
 from worker.spec.job import Plan
@@ -24,18 +24,19 @@ def make_plan(
     Raises:
         UsageError: the partition does not fit the layers, or there is neither a partition nor a count of layers.
     """
-    if profile is not None:
+    if profile is not None and is_planned(spec.pipeline):
         return plan_job(spec, ranks, profile)
-    stages, replicas = spec.pipeline.stages or ranks, spec.pipeline.replicas
-    given, ratio = spec.pipeline.partition, spec.pipeline.recompute_ratio
+    stages, given = spec.pipeline.stages or ranks, spec.pipeline.replicas
+    replicas = list(given) if isinstance(given, list) else [given] * stages
+    wanted, ratio = spec.pipeline.partition, spec.pipeline.recompute_ratio
     ratios = (
         [float(each) for each in ratio] if isinstance(ratio, list) else [0.0 if ratio == "auto" else ratio] * stages
     )
     flops = layer_flops(spec) if flops is None else flops
-    if given == "auto":
+    if wanted == "auto":
         partition, reason = _balanced(flops, stages)
     else:
-        partition, reason = list(given), "given in cluster.yml"
+        partition, reason = list(wanted), "given in cluster.yml"
         if flops is not None and sum(partition) != len(flops):
             message = f"pipeline.partition adds up to {sum(partition)} but the model has {len(flops)} layers"
             raise UsageError(message, "give as many layers as the model has, or `partition: auto`")
@@ -43,8 +44,8 @@ def make_plan(
         partition=partition,
         recompute_ratio=ratios,
         reason=reason,
-        replicas=list(replicas) if isinstance(replicas, list) else [replicas] * stages,
-        chunks=stages // ranks if spec.pipeline.schedule == "interleaved" else 1,
+        replicas=replicas,
+        chunks=sum(replicas) // ranks if spec.pipeline.schedule == "interleaved" else 1,
     )
 
 

@@ -50,8 +50,8 @@ class Scheme:
         if self.schedule == "gpipe":
             return min(own, self.in_flight or own)
         if self.schedule in ("zb-h1", "zb-h2", "zb-auto"):
-            depth = self.in_flight or (2 * ranks - 1 if self.schedule == "zb-h2" else ranks)
-            return min(own, depth)
+            rounds = 2 if self.schedule == "zb-h2" else 1
+            return min(own, self.in_flight or rounds * ((ranks - 1) // replicas) + 1)
         if self.in_flight is not None and replicas == 1:
             held = num_warmup(before, ranks, self.in_flight) + 1
             return min(own, held) if self.flushes else held
@@ -76,26 +76,22 @@ def actions(scheme: Scheme, replicas: Sequence[int], steps: int, times: Sequence
     """
     m, devices = scheme.minibatches, sum(replicas) // scheme.chunks
     parts = [range(step * m, (step + 1) * m) for step in range(steps)] if scheme.flushes else [range(steps * m)]
-    ranks, before = [], 0
+    ranks = []
     for stage, count in enumerate(replicas[:devices] if scheme.chunks > 1 else replicas):
         for replica in range(count):
-            own = (_rank(scheme, replicas, before, stage, part[replica::count], times) for part in parts)
+            own = (_rank(scheme, replicas, stage, part[replica::count], times) for part in parts)
             ranks.append(list(chain.from_iterable(own)))
-        before += count
     return ranks
 
 
-def _rank(
-    scheme: Scheme, replicas: Sequence[int], before: int, stage: int, own: range, times: Sequence[Times]
-) -> Iterator[Action]:
+def _rank(scheme: Scheme, replicas: Sequence[int], stage: int, own: range, times: Sequence[Times]) -> Iterator[Action]:
     if not own:
         return iter(())
     setting = Setting(
         stages=len(replicas) // scheme.chunks,
         minibatches=own,
         in_flight=scheme.in_flight,
-        # PipeDream's formula, where the number of stages alone does not tell it.
-        warmup=(sum(replicas) - 1 - before) // replicas[stage] if max(replicas) > 1 else None,
+        replicas=tuple(replicas) if max(replicas) > 1 else None,
         chunks=scheme.chunks,
         per_update=scheme.minibatches,
         times=tuple(times) if SCHEDULES[scheme.schedule].is_searched else None,

@@ -43,7 +43,7 @@ def validate(
         _in_order(rank, actions, needs_update)
     if by_order:
         _wires_agree(ranks)
-    walk(ranks, lambda _: 1.0)
+    walk(ranks, lambda _: 1.0, joint=True)
     for rank, actions in enumerate(ranks):
         _within(rank, actions, in_flight, versions, weight_share, stashes)
 

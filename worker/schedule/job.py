@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, cycle, islice, takewhile
+from math import gcd, lcm
 
 from worker.schedule.action import Action, Kind
 from worker.schedule.check import validate
 from worker.schedule.setting import Setting
 from worker.schedule.table import SCHEDULES, generator
 from worker.schedule.versions import peak_activations
-from worker.spec.cluster import ClusterSpec
+from worker.spec.cluster import ClusterSpec, PipelineSpec
 from worker.spec.job import Plan
+
+MOST_BEGINNINGS = 64
+"""Of replicas in turn that ``prove`` looks at; more only where their numbers have hardly a factor in common."""
 
 
 def minibatches_per_step(spec: ClusterSpec) -> int:
@@ -89,15 +93,36 @@ def window(spec: ClusterSpec, plan: Plan) -> int:
 def prove(spec: ClusterSpec, plan: Plan) -> None:
     """Run ``validate`` on a step of the job, or on a stream long enough to be in its steady state.
 
+    Where replicas take turns, steps differ in whose turn it is at their beginning; each such beginning is run.
+
     Raises:
-        ScheduleError: the schedule cannot run on this plan, or not without a deadlock.
+        ScheduleError: the schedule cannot run on this plan, or not without a deadlock, or not within its bounds.
     """
+    per_step, pipeline = minibatches_per_step(spec), spec.pipeline
+    length = per_step if pipeline.sync_mode == "bsp" else per_step * -(-4 * plan.ranks // per_step)
+    in_flight, versions = _bounds(pipeline)
+    stashes = SCHEDULES[pipeline.schedule].stashes
+    for first in _beginnings(spec, plan):
+        ranks = [list(_over(spec, plan, rank, range(first, first + length))) for rank in range(plan.ranks)]
+        # Messages carry their minibatch, so their order on a wire proves nothing more.
+        validate(ranks, in_flight=in_flight, versions=versions, stashes=stashes, by_order=False)
+
+
+def _beginnings(spec: ClusterSpec, plan: Plan) -> list[int]:
+    """First minibatches of steps, or of streams behind a drain: one for every way in which replicas can stand then."""
     per_step = minibatches_per_step(spec)
-    if spec.pipeline.sync_mode == "asp":
-        per_step *= -(-4 * plan.ranks // per_step)
-    ranks = [list(_over(spec, plan, rank, range(per_step))) for rank in range(plan.ranks)]
-    # Messages carry their minibatch, so their order on a wire proves nothing more.
-    validate(ranks, stashes=SCHEDULES[spec.pipeline.schedule].stashes, by_order=False)
+    apart = [1] if spec.pipeline.sync_mode == "bsp" else drain_periods(spec)
+    turns = lcm(*plan.replicas)
+    stride = gcd(turns, *(steps * per_step for steps in apart))
+    return list(range(0, turns, stride))[:MOST_BEGINNINGS] if apart else [0]
+
+
+def _bounds(pipeline: PipelineSpec) -> tuple[int | None, int | None]:
+    """What ``validate`` holds a schedule to: minibatches in flight where they are given, versions of the weights."""
+    in_flight = None if pipeline.in_flight == "auto" or pipeline.schedule == "interleaved" else pipeline.in_flight
+    entry = SCHEDULES[pipeline.schedule]
+    is_bounded = pipeline.sync_mode == "bsp" or entry.keeps or not entry.stashes
+    return in_flight, entry.keeps + 1 if is_bounded else None
 
 
 def _over(spec: ClusterSpec, plan: Plan, rank: int, minibatches: range) -> Iterator[Action]:
@@ -106,16 +131,16 @@ def _over(spec: ClusterSpec, plan: Plan, rank: int, minibatches: range) -> Itera
     A replica has every R-th minibatch, and updates when all of its stage do: under ASP after every R minibatches,
     counted from the first.
     """
-    pipeline, stage = spec.pipeline, plan.stages_of(rank)[0]
+    pipeline, stages = spec.pipeline, plan.stages_of(rank)
+    stage = stages[0]
     ranks = plan.ranks_of(stage)
     replica, first, last = ranks.index(rank), minibatches.start, minibatches.stop - 1
     own = range(first + (replica - first) % len(ranks), minibatches.stop, len(ranks))
     setting = Setting(
-        stages=plan.stages // plan.chunks,
+        stages=plan.row,
         minibatches=own,
         in_flight=None if pipeline.in_flight == "auto" else pipeline.in_flight,
-        # PipeDream's formula, where the number of stages alone does not tell it.
-        warmup=(plan.ranks - 1 - ranks.start) // len(ranks) if max(plan.replicas) > 1 else None,
+        replicas=tuple(plan.replicas[: plan.row]) if max(plan.replicas) > 1 else None,
         chunks=plan.chunks,
         per_update=minibatches_per_step(spec),
         updates=first // minibatches_per_step(spec),
@@ -129,7 +154,7 @@ def _over(spec: ClusterSpec, plan: Plan, rank: int, minibatches: range) -> Itera
             action = replace(action, minibatch=end)
         yield action
     if end != last:  # a replica without a minibatch takes part in the update all the same
-        yield Action(stage, Kind.UPDATE, last)
+        yield from (Action(each, Kind.UPDATE, last) for each in stages)
 
 
 def _forward_versions(actions: Iterable[Action]) -> Iterator[tuple[int, int]]:

@@ -19,7 +19,7 @@ from worker.schedule.greedy import Memory, Rules, greedy
 from worker.schedule.setting import Setting, Times
 from worker.schedule.versions import peak_activations
 from worker.schedule.walk import walk
-from worker.schedule.zero_bubble import handcrafted
+from worker.schedule.zero_bubble import handcrafted, lag_of, zb_h1
 
 Order = list[list[Action]]
 Cost = tuple[float, float]
@@ -35,12 +35,17 @@ def zb_auto(stage: int, setting: Setting) -> Iterator[Action]:
     """The best schedule found that holds at most ``in_flight`` minibatches' activations (default: stages).
 
     After the automatic schedule of Qi et al. 2024. All ranks find the same one, as it depends on the setting alone.
+    Equally many replicas are so many pipelines side by side, each searched alone; where stages have more of them and
+    fewer, whose minibatches meet is another matter with every step, and the order is that of ZB-H1.
 
     Raises:
         ScheduleError: where ``times`` are given, but not one per stage.
     """
     minibatches = setting.minibatches
-    orders = search(replace(setting, minibatches=range(len(minibatches)), warmup=None))
+    if len(set(setting.replicas or ())) > 1:
+        yield from zb_h1(stage, setting)
+        return
+    orders = search(replace(setting, minibatches=range(len(minibatches)), replicas=None))
     yield from _numbered(stage, orders[stage], minibatches)
     yield from update(minibatches, stage)
 
@@ -69,7 +74,8 @@ class _Search:
         """Schedules within the memory limit, as good as they come."""
         setting, minibatches = self._setting, self._setting.minibatches
         for depth in sorted({int(self._limit), min(int(self._limit), 2 * setting.stages - 1)}):
-            yield [list(handcrafted(stage, setting, depth)) for stage in range(setting.stages)]
+            lags = [lag_of(stage, setting.stages, depth) for stage in range(setting.stages)]
+            yield [list(handcrafted(stage, setting, depth, lag)) for stage, lag in enumerate(lags)]
         memory = Memory(self._limit, setting.weight_share)
         for rules in RULES:
             kinds = greedy(self._times, setting.hop, len(minibatches), memory, rules)

@@ -25,8 +25,7 @@ class Setting:
         stages: stages in a row, virtual ones not counted.
         minibatches: those of one rank, over one step under BSP, over the whole stream under ASP.
         in_flight: minibatches admitted at once; None: the schedule's own depth.
-        warmup: forwards before the first backward in 1F1B order, where the number of stages does not tell it, as with
-            several ranks per stage; None: ``num_warmup``.
+        replicas: ranks of each stage in the row; None: one each.
         chunks: virtual stages per rank; rank r holds stages r, r + stages, r + 2 stages ...
         per_update: under ASP, a rank's minibatches between two updates where the schedule accumulates; None: stages.
         times: per stage, for a schedule that is searched; None: all equal.
@@ -40,7 +39,7 @@ class Setting:
     stages: int
     minibatches: range
     in_flight: int | None = None
-    warmup: int | None = None
+    replicas: tuple[int, ...] | None = None
     chunks: int = 1
     per_update: int | None = None
     times: tuple[Times, ...] | None = None
@@ -56,7 +55,13 @@ class Setting:
 
     def warmup_of(self, stage: int) -> int:
         """Forwards of ``stage`` before its first backward in 1F1B order."""
-        return num_warmup(stage, self.stages, self.in_flight) if self.warmup is None else self.warmup
+        if self.replicas is None:
+            return num_warmup(stage, self.stages, self.in_flight)
+        return self.ranks_from(stage) // self.replicas[stage]
+
+    def ranks_from(self, stage: int) -> int:
+        """Ranks of ``stage`` and of all behind it, but one: of which each has a minibatch before its own returns."""
+        return sum((self.replicas or (1,) * self.stages)[stage:]) - 1
 
 
 def num_warmup(stage: int, stages: int, in_flight: int | None = None) -> int:

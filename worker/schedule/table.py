@@ -82,7 +82,7 @@ def actions(
     stages: int,
     minibatches: range,
     in_flight: int | None = None,
-    warmup: int | None = None,
+    replicas: tuple[int, ...] | None = None,
     *,
     chunks: int = 1,
     per_update: int | None = None,
@@ -96,7 +96,7 @@ def actions(
     Raises:
         ScheduleError: for a schedule that does not exist, or not in this sync_mode, or not in this setting.
     """
-    setting = Setting(stages, minibatches, in_flight, warmup, chunks, per_update, times, hop)
+    setting = Setting(stages, minibatches, in_flight, replicas, chunks, per_update, times, hop)
     return generator(schedule, sync_mode, chunks)(stage, setting)
 
 

@@ -1,11 +1,12 @@
 """The dependency walk: when each action of a schedule starts and ends, or who waits for whom for ever.
 
 A rank does its actions in order. A forward waits for the stage before, a backward for the stage behind; what arrives is
-kept until it is wanted, and a sender goes on at once.
+kept until it is wanted, and a sender goes on at once. An update may wait for the stage's other ranks.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,8 +16,8 @@ from worker.schedule.action import Action, Kind
 Hop = float | Sequence[float]
 """Time from one rank to another: one number, or one for the cut behind each stage but the last."""
 
-Result = tuple[bool, int, int]
-"""What others wait for: whether it goes forward, the stage it comes from, the minibatch."""
+Result = tuple[str, int, int]
+"""What others wait for: F, B or U, the stage it comes from, the minibatch."""
 
 
 class Span(NamedTuple):
@@ -27,20 +28,28 @@ class Span(NamedTuple):
     end: float
 
 
-def walk(ranks: Sequence[Sequence[Action]], duration: Callable[[Action], float], hop: Hop = 0.0) -> list[list[Span]]:
+def walk(
+    ranks: Sequence[Sequence[Action]], duration: Callable[[Action], float], hop: Hop = 0.0, joint: bool = False
+) -> list[list[Span]]:
     """The spans of every rank, in its own order; every action as early as it can be.
 
     A hop is added where a tensor goes to another rank; stages of one rank hand over at once.
 
+    Args:
+        joint: whether ranks that have the same update make it together, as replicas of a stage do.
     Raises:
         ScheduleError: on a deadlock, with the action at which each rank stands and what it waits for.
     """
-    return _Walk(ranks, duration, hop).run()
+    return _Walk(ranks, duration, hop, joint).run()
 
 
 class _Walk:
-    def __init__(self, ranks: Sequence[Sequence[Action]], duration: Callable[[Action], float], hop: Hop) -> None:
+    def __init__(
+        self, ranks: Sequence[Sequence[Action]], duration: Callable[[Action], float], hop: Hop, joint: bool
+    ) -> None:
         self._ranks = ranks
+        updates = (action for actions in ranks for action in actions if joint and action.kind is Kind.UPDATE)
+        self._absent = Counter(("U", update.stage, update.minibatch) for update in updates)
         self._duration = duration
         self._last = max((action.stage for actions in ranks for action in actions), default=0)
         cuts = self._last
@@ -49,6 +58,7 @@ class _Walk:
             raise ScheduleError(f"{len(self._hops)} hop times for {cuts} cuts")
         self._spans: list[list[Span]] = [[] for _ in ranks]
         self._done: dict[Result, tuple[float, int]] = {}
+        self._met: dict[Result, float] = {}
         self._waiting: dict[Result, list[int]] = {}
 
     def run(self) -> list[list[Span]]:
@@ -61,10 +71,16 @@ class _Walk:
 
     def _advance(self, rank: int) -> list[int]:
         """Do the actions of ``rank`` up to the first that must wait; the ranks that may go on after that."""
-        actions, spans, woken = self._ranks[rank], self._spans[rank], []
+        actions, spans = self._ranks[rank], self._spans[rank]
+        woken: list[int] = []
         clock = spans[-1].end if spans else 0.0
         for position in range(len(spans), len(actions)):
             action = actions[position]
+            if self._absent and action.kind is Kind.UPDATE:
+                met = self._meet(rank, ("U", action.stage, action.minibatch), clock, woken)
+                if met is None:
+                    break
+                clock = met
             start, needed = clock, self._needed(action)
             if needed is not None:
                 if needed not in self._done:
@@ -75,17 +91,29 @@ class _Walk:
             clock = start + self._duration(action)
             spans.append(Span(action, start, clock))
             if _gives(action.kind):
-                result = (action.kind is Kind.FORWARD, action.stage, action.minibatch)
+                result = ("F" if action.kind is Kind.FORWARD else "B", action.stage, action.minibatch)
                 self._done[result] = (clock, rank)
                 woken += self._waiting.pop(result, [])
         return woken
 
+    def _meet(self, rank: int, update: Result, clock: float, woken: list[int]) -> float | None:
+        """When all ranks that have ``update`` are there; None, and ``rank`` waits, while one is missing."""
+        if update not in self._done:
+            self._absent[update] -= 1
+            self._met[update] = max(self._met.get(update, clock), clock)
+            if self._absent[update]:
+                self._waiting.setdefault(update, []).append(rank)
+                return None
+            self._done[update] = self._met[update], rank
+            woken += self._waiting.pop(update, [])
+        return max(clock, self._done[update][0])
+
     def _needed(self, action: Action) -> Result | None:
         """The result of another stage that ``action`` cannot start without."""
         if action.kind is Kind.FORWARD:
-            return (True, action.stage - 1, action.minibatch) if action.stage else None
+            return ("F", action.stage - 1, action.minibatch) if action.stage else None
         if _gives(action.kind):
-            return (False, action.stage + 1, action.minibatch) if action.stage < self._last else None
+            return ("B", action.stage + 1, action.minibatch) if action.stage < self._last else None
         return None
 
     def _standing(self) -> list[str]:
@@ -93,8 +121,8 @@ class _Walk:
         waits = {rank: result for result, waiters in self._waiting.items() for rank in waiters}
         return [
             f"rank {rank} stands at {self._ranks[rank][len(self._spans[rank])]} (action {len(self._spans[rank])}), "
-            f"which waits for {stage}{'F' if is_forward else 'B'}{minibatch}"
-            for rank, (is_forward, stage, minibatch) in sorted(waits.items())
+            f"which waits for {stage}{letter}{minibatch}"
+            for rank, (letter, stage, minibatch) in sorted(waits.items())
         ]
 
 

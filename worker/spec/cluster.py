@@ -34,8 +34,11 @@ SYNC_MODES = {
 }
 """The sync_modes of every schedule."""
 
-REPLICATED = ("1f1b", "gpipe", "none")
+REPLICATED = ("1f1b", "gpipe", "interleaved", "zb-h1", "zb-h2", "zb-auto", "none")
 """Schedules whose stages may have several ranks."""
+
+OWN_DEPTH = {"1f1b": "as many", "zb-h1": "as many", "zb-h2": "twice as many", "zb-auto": "as many"}
+"""Schedules whose depth, with replicas, is worked out from the number of ranks; and how many minibatches that is."""
 
 
 class PipelineSpec(Section):
@@ -62,7 +65,8 @@ class PipelineSpec(Section):
         None, description="bsp, 2bw and accumulate: minibatches between two updates; default 8, or stages if more"
     )
     replicas: Count | Annotated[list[Count], Field(min_length=1)] = Field(
-        1, description="ranks per stage that share its minibatches; or one number per stage"
+        1,
+        description="ranks per stage that share its minibatches; or one number per stage, under interleaved all alike",
     )
     in_flight: Literal["auto"] | Count = Field(
         "auto", description="minibatches admitted at once; auto: the schedule's own"
@@ -79,14 +83,18 @@ class PipelineSpec(Section):
         if self.replicas != 1 and self.schedule not in REPLICATED:
             message = f"needs schedule {', '.join(REPLICATED)}; {self.schedule} runs one rank per stage"
             yield Misfit(message, ("replicas", "schedule"))
+        elif self.schedule == "interleaved" and isinstance(self.replicas, list) and len(set(self.replicas)) > 1:
+            message = f"is {self.replicas}; interleaved needs equally many for all stages, which share their ranks"
+            yield Misfit(message, ("replicas", "schedule"))
         ratios = self.recompute_ratio if isinstance(self.recompute_ratio, list) else [self.recompute_ratio]
         if self.schedule == "accumulate" and any(ratio != "auto" and ratio for ratio in ratios):
             message = "needs another schedule: under accumulate a layer would be recomputed with newer weights"
             yield Misfit(message, ("recompute_ratio",))
         if self.in_flight != "auto" and self.schedule == "none":
             yield Misfit("must be left out: with schedule none one minibatch is in flight", ("in_flight", "schedule"))
-        elif self.in_flight != "auto" and self.schedule == "1f1b" and self.replicas != 1:
-            message = "must be left out: with replicas, 1f1b admits as many minibatches as there are ranks"
+        elif self.in_flight != "auto" and self.schedule in OWN_DEPTH and self.replicas != 1:
+            depth = f"{self.schedule} admits {OWN_DEPTH[self.schedule]} minibatches as there are ranks"
+            message = f"must be left out: with replicas, {depth}"
             yield Misfit(message, ("in_flight", "replicas"))
         for key in ("partition", "recompute_ratio", "replicas"):
             value = getattr(self, key)

@@ -30,7 +30,7 @@ class Plan(Section):
     recompute_ratio: list[float] = Field(description="share of recomputed layers per stage")
     reason: str = Field(description="who chose the partition, and by which cost")
     replicas: list[int] = Field(description="ranks per stage; default one each")
-    chunks: int = Field(1, description="stages per rank: stage s is on rank s modulo the number of ranks")
+    chunks: int = Field(1, description="stages per rank; over 1, stage s shares its ranks with s + stages / chunks ...")
     predicted: Predicted | None = Field(None, description="where layers were measured")
 
     @model_validator(mode="before")
@@ -46,14 +46,18 @@ class Plan(Section):
     @property
     def ranks(self) -> int:
         """Number of ranks."""
-        return self.stages // self.chunks if self.chunks > 1 else sum(self.replicas)
+        return sum(self.replicas[: self.row])
+
+    @property
+    def row(self) -> int:
+        """Stages in a row, each on ranks of its own; where ranks hold several, the next one begins with the first."""
+        return self.stages // self.chunks
 
     def ranks_of(self, stage: int) -> range:
         """The ranks that hold a stage, one for each replica."""
-        if self.chunks > 1:
-            return range(stage % self.ranks, stage % self.ranks + 1)
-        first = sum(self.replicas[:stage])
-        return range(first, first + self.replicas[stage])
+        place = stage % self.row
+        first = sum(self.replicas[:place])
+        return range(first, first + self.replicas[place])
 
     def stages_of(self, rank: int) -> list[int]:
         """The stages that a rank holds, in order."""
