@@ -33,9 +33,9 @@ class Data(toy.Data):
         return replace(made, inputs={**made.inputs, "mask": made.inputs["mask"] & (number != BAD)})
 
 
-def model() -> Model:
+def model(block: type[toy.Block] = Divides) -> Model:
     whole = toy.model()
-    layers = [replace(each, build=Divides) if each.name == "block.1" else each for each in whole.layers]
+    layers = [replace(each, build=block) if each.name == "block.1" else each for each in whole.layers]
     return replace(whole, layers=tuple(layers))
 
 
@@ -60,6 +60,33 @@ def test_stage_layer_and_minibatch_are_named(partition: list[int], words: str, t
     assert last.message.startswith("stage 1: loss nan at minibatch 7, step 8: ")
     with pytest.raises(NonFiniteLoss, match=words):
         raise last
+
+
+class Roots(toy.Block):
+    """A layer that has a value without a token, but no gradient for what it was given."""
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return super().forward(hidden, mask) + (hidden * mask.any()).abs().sqrt()
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize(
+    ("sync_mode", "partition", "words"),
+    [
+        ("asp", [2, 4], r"stage 0: the gradient of block\.0\.norm\.bias is not finite after minibatch 7, step 8"),
+        ("bsp", [2, 4], r"stage 0: .* block\.0\.norm\.bias is not finite after minibatches 4 to 7, step 2"),
+        ("bsp", [1, 1, 2, 2], r"stage 1: .* block\.0\.norm\.bias"),
+    ],
+)
+def test_a_gradient_that_is_not_finite_is_named_in_the_last_update_too(
+    sync_mode: str, partition: list[int], words: str, clip: float | None, tmp_path: Path
+) -> None:
+    whole = spec(sync_mode, "stop", 8 if sync_mode == "asp" else 2)
+    whole = whole.model_copy(update={"optimizer": OptimizerSpec(clip_grad_norm=clip)})
+    job = harness.job_of(whole, partition)
+    errors = harness.failures(job, model(Roots), Data(), tmp_path)
+    with pytest.raises(NonFiniteLoss, match=words):
+        raise next(error for error in reversed(errors) if isinstance(error, NonFiniteLoss))
 
 
 @pytest.mark.parametrize("sync_mode", ["bsp", "asp"])

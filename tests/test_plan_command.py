@@ -147,6 +147,10 @@ def test_text_and_picture(elsewhere: Path) -> None:
             ["--profile", "profile.json", "stages=8", "pipeline.schedule=interleaved", "sync_mode=bsp"],
             "is 8 but the model has 6 layers",
         ),
+        (
+            ["--profile", "profile.json", "replicas=2", "pipeline.schedule=interleaved", "sync_mode=bsp", "stages=2"],
+            "schedule interleaved with replicas is not planned",
+        ),
     ],
 )
 def test_what_cannot_be_planned(arguments: list[str], message: str, elsewhere: Path) -> None:

@@ -19,7 +19,7 @@ VpipeError                 100  the job failed
     MismatchError          100  ranks disagree about job, plan or code
     DataError              100  the data cannot be read or is too short
     ModelError             100  the model does what a pipeline cannot carry
-    NonFiniteLoss          100  the loss became NaN or infinite
+    NonFiniteLoss          100  the loss, or a gradient, became NaN or infinite
 
 A message says what is wrong and where; ``hint`` says the command or key that mends it.
 """

@@ -17,9 +17,10 @@ from torch import Tensor
 from worker import optimizer as optim
 from worker import progress, trace
 from worker.communication import Communicator, Expected, Inbox
+from worker.errors import NonFiniteLoss
 from worker.metrics import StepClock, Update
-from worker.precision import LossScaler
-from worker.runtime import StageRuntime, UpdateOf
+from worker.precision import LossScaler, not_finite
+from worker.runtime import NAN_HINT, StageRuntime, UpdateOf
 from worker.schedule import Action, Kind
 from worker.spec.cluster import OptimizerSpec
 
@@ -150,6 +151,8 @@ class Executor:
         is_checked = self.scaler is not None or self._rule.skips_nan
         is_finite = not is_checked or self._all_finite(gradients)
         norm = self._clip(gradients) if is_finite else None
+        if not is_checked and (norm is None or not math.isfinite(norm)):
+            self._refuse_not_finite(joint, gathered)
         step = self._rule.step_of(joint[0].minibatch)
         rate = optim.learning_rate(self._rule.spec, step, self._rule.steps, self._rule.replica_ratio, self._rule.delay)
         losses = [
@@ -161,13 +164,24 @@ class Executor:
 
     def _all_finite(self, gradients: Mapping[str, Tensor]) -> bool:
         """Whether no gradient overflowed: anywhere under BSP, where all stages must agree; on this rank under ASP."""
-        bad = sum(not bool(torch.isfinite(gradient).all()) for gradient in gradients.values())
+        bad = int(not_finite(gradients) is not None)
         if self._rule.is_flush:
             flag = torch.tensor([float(bad)], dtype=torch.float64)
             bad = int(self._communicator.sum_over_ranks(flag, "whether gradients overflowed"))
         if self.scaler is not None:
             self.scaler.seen(not bad)
         return not bad
+
+    def _refuse_not_finite(self, joint: list[Action], gathered: Sequence[Mapping[str, Tensor]]) -> None:
+        """End the run: a loss may be finite where its gradient is not. Raises NonFiniteLoss."""
+        for action, gradients in zip(joint, gathered, strict=True):
+            if (name := not_finite(gradients)) is not None:
+                update = self._rule.update_of(action)
+                first, last = update.minibatch - update.minibatches + 1, update.minibatch
+                which = f"minibatch {last}" if first == last else f"minibatches {first} to {last}"
+                where = f"stage {action.stage}: the gradient of {name} is not finite"
+                what = f"{where} after {which}, step {self._rule.step_of(last) + 1}; its loss was"
+                raise NonFiniteLoss(what, NAN_HINT)
 
     def _clip(self, gradients: Mapping[str, Tensor]) -> float | None:
         """Clip in place as the rule says; the norm before it, None where there is no limit."""

@@ -29,6 +29,16 @@ def rounded(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     return value if dtype is None or not value.is_floating_point() else value.to(dtype)
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the last that has NaN or infinity in it, which a backward reaches first; None if none has.
+
+    A sum over each costs far less than a look at every number; only where a sum is odd, all are looked at.
+    """
+    if not tensors or bool(torch.stack([tensor.sum().float() for tensor in tensors.values()]).isfinite().all()):
+        return None
+    return next((name for name in reversed(list(tensors)) if not bool(tensors[name].isfinite().all())), None)
+
+
 class LossScaler:
     """The factor that keeps fp16 gradients from vanishing (dynamic loss scaling, Micikevicius et al. 2018).
 

@@ -31,6 +31,9 @@ from worker.topology import Tie, Topology
 LOSS_WEIGHTS = "loss weights"
 """Travels with the targets: for each loss term one over the number of real targets in the minibatch's step."""
 
+NAN_HINT = "lower optimizer.lr, add warmup_steps or clip_grad_norm; run.on_nan=skip leaves such updates out"
+"""What helps where a loss or a gradient is not finite."""
+
 LOSSES = "losses"
 """Ride along when gradients are summed over replicas."""
 
@@ -273,8 +276,7 @@ class StageRuntime:
             what = f"stage {self.topology.stage}: loss {odd[0]} at minibatch {graph.minibatch}"
             what += f", step {self.updates + 1}: {self.stage.first_bad(graph, targets)}"
             if not self.skips_nan:
-                hint = "lower optimizer.lr, add optimizer.warmup_steps or optimizer.clip_grad_norm"
-                raise NonFiniteLoss(what, f"{hint}; run.on_nan=skip leaves such updates out")
+                raise NonFiniteLoss(what, NAN_HINT)
             print(f"{what}; its update is left out", flush=True)
             return
         self._losses = [a + b for a, b in zip(self._losses, losses, strict=True)] if self._losses else losses
