@@ -47,5 +47,6 @@ def _absolute(text: str) -> str:
     """``key=value`` with the value made absolute where it is a path, as typed in this folder."""
     key, equals, value = text.partition("=")
     name, _ = overrides.complete(key.strip(), explain.names())
-    is_path = tuple(name.split(".")) in PATHS and value and not os.path.isabs(value)
+    given = yamltree.scalar(value.strip()) is not None  # `null` takes a path away
+    is_path = tuple(name.split(".")) in PATHS and given and not os.path.isabs(value)
     return f"{key}{equals}{os.path.abspath(value)}" if is_path else text

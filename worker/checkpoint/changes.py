@@ -38,7 +38,8 @@ def refuse(manifest: Manifest, spec: ClusterSpec) -> None:
     """Raises CheckpointError where a checkpoint cannot be gone on from with ``spec``, with the reason."""
     old, new = _flat(manifest.spec), _flat(spec.model_dump(mode="json"))
     name = f"{manifest.run}@{manifest.step}"
-    model = (key for key in sorted(old.keys() | new.keys()) if key.startswith("model.") and not key.endswith("dropout"))
+    keys = {key for key in old.keys() | new.keys() if key.startswith("model.") and not key.endswith("dropout")}
+    model = sorted(keys - _starts(spec))
     if key := next((key for key in model if old.get(key) != new.get(key)), None):
         raise CheckpointError(
             f"{name} is of another model: {key} is {new.get(key)}, was {old.get(key)}",
@@ -64,8 +65,14 @@ def _differences(manifest: Manifest, spec: ClusterSpec) -> Iterator[tuple[str, A
         placed = key.split(".")[0] in MEANS_NOTHING or key in MEANS_NOTHING
         told = key in ("pipeline.stages", "pipeline.partition", "pipeline.replicas", "pipeline.recompute_ratio")
         drains = key.endswith(".every_steps") and {old["pipeline.sync_mode"], new["pipeline.sync_mode"]} == {"bsp"}
-        if not (ours or placed or told or drains) and old.get(key) != new.get(key):
+        behind = key in _starts(spec)
+        if not (ours or placed or told or drains or behind) and old.get(key) != new.get(key):
             yield key, old.get(key), new.get(key)
+
+
+def _starts(spec: ClusterSpec) -> set[str]:
+    """Keys of what the model began with, which a checkpoint has behind it."""
+    return {f"model.{key}" for key in spec.model.starts}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -32,7 +32,8 @@ def build_model(spec: ClusterSpec) -> Model:
     """The job's model; nothing is allocated before a layer is built.
 
     Raises:
-        ModelError: the user's own code or the transformers package refuse, or the model cannot be cut.
+        ModelError: the user's own code or the transformers package refuse, the model cannot be cut, or the weights to
+            begin with are of another.
     """
     if isinstance(spec.model, EntrySpec):
         from worker.models import users
@@ -40,6 +41,10 @@ def build_model(spec: ClusterSpec) -> Model:
         return users.build(spec.model, spec.data, signature(spec))
     module, _, function = _FAMILIES[type(spec.model)].partition(":")
     model: Model = getattr(import_module(f"worker.models.{module}"), function)(spec.model, spec.data)
+    if isinstance(spec.model, BertSpec | Gpt2Spec) and spec.model.folder is not None:
+        from worker.models import start
+
+        return start.from_folder(spec.model, spec.data, model)  # type: ignore[arg-type]
     return model
 
 

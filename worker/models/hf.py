@@ -8,7 +8,6 @@ Layers: ``before`` (embeddings, masks, angles), then the model's own blocks unde
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.errors import ModelError
-from worker.models import hf_split
+from worker.models import folder, hf_split
 from worker.models.base import Layer, Model
 from worker.models.hf_split import Split
 from worker.models.parts import token_loss, token_scores
@@ -306,7 +305,8 @@ class _Values:
 
     def __init__(self, spec: HfSpec, model: Any) -> None:
         self._model = model
-        self._index = _index(Path(spec.folder)) if spec.folder is not None and spec.weights == "load" else None
+        loads = spec.folder is not None and spec.weights == "load"
+        self._index = folder.index(Path(spec.folder or ""), INSTEAD) if loads else None
         self._prefix = f"{model.base_model_prefix}."
 
     def set(self, part: nn.Module, prefix: str) -> None:
@@ -327,8 +327,6 @@ class _Values:
                 raise ModelError(f"{prefix}{name} gets no initial value from {type(self._model).__name__}")
 
     def _load(self, part: nn.Module, prefix: str) -> None:
-        from safetensors import safe_open
-
         assert self._index is not None
         tied = set(getattr(self._model, "all_tied_weights_keys", None) or ())
         for name, tensor in part.state_dict(keep_vars=True).items():
@@ -341,32 +339,11 @@ class _Values:
                     f"model.folder has no weights called {full}",
                     "weights=fresh starts at random; export such weights anew",
                 )
-            with safe_open(self._index[found], framework="pt") as file:
-                value = file.get_tensor(found)
+            value = folder.read(self._index[found], found)
             if value.shape != tensor.shape:
                 raise ModelError(f"{full} is {tuple(value.shape)} in model.folder, {tuple(tensor.shape)} in the model")
             tensor.data.copy_(value)
 
 
 _UNSET = -7_770_777
-
-
-def _index(folder: Path) -> dict[str, Path]:
-    """Which file holds which weight. Raises ModelError where there are none."""
-    from safetensors import safe_open
-
-    files = sorted(folder.glob("*.safetensors"))
-    listing = folder / "model.safetensors.index.json"
-    if listing.is_file():
-        wanted = set(json.loads(listing.read_text())["weight_map"].values())
-        if missing := sorted(wanted - {file.name for file in files}):
-            raise ModelError(f"{folder} has no {missing[0]}, which its index names")
-        files = [file for file in files if file.name in wanted]
-    if not files:
-        hint = "save it as such with save_pretrained, or start at random with model.weights=fresh"
-        raise ModelError(f"{folder} has no *.safetensors", hint)
-    found: dict[str, Path] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            found |= dict.fromkeys(opened.keys(), file)
-    return found
+INSTEAD = "start at random with model.weights=fresh"

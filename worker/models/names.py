@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,26 +47,33 @@ def published(spec: ModelSection, weights: Mapping[str, Tensor]) -> Weights:
     return found
 
 
-def ours(spec: ModelSection, weights: Mapping[str, Tensor]) -> Weights:
-    """Published ``weights`` by our names, without those that this model has no place for.
+def ours(spec: ModelSection, weights: Mapping[str, Tensor], wanted: Iterable[str] | None = None) -> Weights:
+    """Published ``weights`` by our names: ``wanted``, or all that the model has.
 
     Raises:
         ModelError: one is missing; or nobody publishes such a model.
     """
     table = _table(spec)
     found = {}
-    for name, place in table.items():
+    for name in table if wanted is None else wanted:
+        place = table[name]
         parts = [_find(weights, part) for part in place.parts]
         found[name] = torch.cat([part.T if place.turned else part for part in parts])
     return found
 
 
+def stored_name(weights: Collection[str], name: str) -> str | None:
+    """How the published ``name`` is called in ``weights``: so, or as in a file of the bare model, or of long ago."""
+    older = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    candidates = [each for full in (name, older) for each in (full, full.partition(".")[2])]
+    return next((each for each in candidates if each in weights), None)
+
+
 def _find(weights: Mapping[str, Tensor], name: str) -> Tensor:
-    """A weight under its name, or under the one it has in a file of the bare model."""
-    for candidate in (name, name.partition(".")[2]):
-        if candidate in weights:
-            return weights[candidate]
-    raise ModelError(f"the weights to import have no {name}", "they must be of a model of the same family and size")
+    found = stored_name(weights, name)
+    if found is None:
+        raise ModelError(f"the weights to import have no {name}", "they must be of a model of the same family and size")
+    return weights[found]
 
 
 def _strip(name: str) -> str:

@@ -37,6 +37,11 @@ class ModelSection(Section):
         """Whether the last layer borrows a parameter of the first."""
         return False
 
+    @property
+    def starts(self) -> frozenset[str]:
+        """Keys that only say what values the parameters begin with."""
+        return frozenset()
+
 
 class _Heads(ModelSection):
     """A model with attention heads."""
@@ -58,7 +63,20 @@ class _Heads(ModelSection):
         return True
 
 
-class BertSpec(_Heads):
+class _Published(_Heads):
+    """A model whose weights others publish in the naming of transformers."""
+
+    folder: PathText | None = Field(
+        None, description="folder to start from: config.json and *.safetensors as transformers saves them; null: random"
+    )
+
+    @property
+    def starts(self) -> frozenset[str]:
+        """The folder."""
+        return frozenset({"folder"})
+
+
+class BertSpec(_Published):
     """BERT as a list of layers: embeddings, an attention and a feed-forward half per encoder layer, the head."""
 
     name: Literal["bert", "bert-nsp"] = Field(
@@ -90,7 +108,7 @@ class BertSpec(_Heads):
         return "masked-lm-pairs" if self.pairs else "masked-lm"
 
 
-class Gpt2Spec(_Heads):
+class Gpt2Spec(_Published):
     """GPT-2: embeddings, an attention and a feed-forward half per block, the head, which shares the word embedding."""
 
     name: Literal["gpt2"] = Field("gpt2", description="the model family")
@@ -198,6 +216,11 @@ class HfSpec(ModelSection):
     config: dict[str, Any] | None = Field(None, description="the configuration itself; model_type names the family")
     head: Literal["causal", "masked"] = Field("causal", description="predict the next token, or hidden ones")
     weights: Literal["load", "fresh"] = Field("load", description="with folder: start from its weights, or at random")
+
+    @property
+    def starts(self) -> frozenset[str]:
+        """Not the folder: it also says what the model is."""
+        return frozenset({"weights"})
 
     def misfits(self) -> Iterator[Misfit]:
         """Either a folder or a configuration."""

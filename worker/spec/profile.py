@@ -118,7 +118,8 @@ def model_digest(spec: ClusterSpec) -> str:
     The entry of a user's own model counts by its name and arguments, not by its code.
     """
     data = spec.data.model_dump(mode="json", exclude={"path", "source", "split"})
-    costs = [spec.model.model_dump(mode="json"), data, spec.precision, spec.optimizer.name, spec.optimizer.momentum]
+    model = spec.model.model_dump(mode="json", exclude=set(spec.model.starts))
+    costs = [model, data, spec.precision, spec.optimizer.name, spec.optimizer.momentum]
     return hashlib.sha256(json.dumps(costs, sort_keys=True).encode()).hexdigest()[:32]
 
 
