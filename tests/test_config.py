@@ -122,7 +122,7 @@ VALUES = {
         M + "model: {name: gpt2, sentence_order: true}",
         [
             ":2:21: model.sentence_order: unknown key; the keys here are hidden_size, num_heads, intermediate_size, "
-            "dropout, name, num_layers"
+            "dropout, folder, name, num_layers"
         ],
     ),
     "two tasks": (

@@ -167,6 +167,16 @@ def test_the_summary_of_a_success(files: RunFiles) -> None:
     assert f"  weights  {'a1' * 32}" in lines
     assert f"  folder   {files.folder}" in lines
     assert "  picture  /x/loss.png" in lines
+    assert not any("left out" in line for line in lines)
+
+
+def test_the_summary_counts_records_that_were_left_out(files: RunFiles) -> None:
+    runs.succeed(files)
+    ended = runs.result().model_copy(update={"records_left_out": 3})
+    files.result.write_text(ended.model_dump_json())
+    assert "  data     3 left out as wrong (on_bad_record: skip)" in drawn(
+        summary.summary(outcome.outcome(runs.run(files))), 120
+    )
 
 
 def test_the_summary_of_a_failure_names_the_first_to_die(files: RunFiles) -> None:

@@ -97,7 +97,7 @@ def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rende
         for close in (metrics.close, trace.close):
             with suppress(OSError):  # of a full disk, which must not hide why the run ended
                 close()
-    rendezvous.give("results", _own_result(job, rank, metrics.totals, executor))
+    rendezvous.give("results", _own_result(job, rank, metrics.totals, executor, _left_out(source, files)))
     if rank == 0 and source is not None:
         result = _merged(job, rendezvous.collect("results"), source.baseline_loss, measured)
         write_atomic(files.result, result.model_dump_json(indent=2) + "\n")
@@ -145,7 +145,15 @@ def _open_data(job: Job, files: RunFiles, cache: Path) -> Source:
     return source
 
 
-def _own_result(job: Job, rank: int, totals: Totals, executor: Executor) -> str:
+def _left_out(source: Source | None, files: RunFiles) -> tuple[int, int]:
+    """Records that ``source`` left out on opening, which all replicas counted alike, and since then."""
+    if source is None:
+        return 0, 0
+    opened = json.loads(files.data.read_bytes())["skipped"]
+    return opened, getattr(source, "skipped", 0) - opened
+
+
+def _own_result(job: Job, rank: int, totals: Totals, executor: Executor, left_out: tuple[int, int]) -> str:
     """What one rank has to say at the end, as JSON for ``_merged``."""
     layers = sum(job.plan.partition[stage] for stage in executor.stages)
     return json.dumps(
@@ -155,6 +163,7 @@ def _own_result(job: Job, rank: int, totals: Totals, executor: Executor) -> str:
             "samples_per_second": totals.samples / max(totals.seconds, 1e-9),
             "seconds": totals.all_seconds,
             "step_seconds": totals.step_seconds,
+            "left_out": left_out,
             "weights": {name: sha256_of(name, parameter) for name, parameter in executor.parameters().items()},
         }
     )
@@ -176,6 +185,7 @@ def _merged(job: Job, results: list[str], baseline: float, measured: Sequence[Ev
         stages=[_with_prediction(job, StageResult(**rank["stage"])) for rank in ranks],
         weights_sha256=hashlib.sha256("".join(weights[name] for name in sorted(weights)).encode()).hexdigest(),
         step_seconds=ranks[-1]["step_seconds"],
+        records_left_out=max(rank["left_out"][0] for rank in ranks) + sum(rank["left_out"][1] for rank in ranks),
         predicted_step_seconds=job.plan.predicted.step_seconds if job.plan.predicted else None,
     )
 

@@ -49,6 +49,8 @@ def _success(ended: Outcome, result: Result, picture: str) -> RenderableType:
     baseline = f"guessing by how frequent each token is gives {text.loss(result.baseline_loss)}"
     loss = Text.assemble("  loss     ", (text.loss(result.loss), "bold"), f"   ({baseline})")
     facts = [*_prediction(result), f"  weights  {result.weights_sha256}", f"  folder   {ended.folder}"]
+    if result.records_left_out:
+        facts.insert(-2, f"  data     {result.records_left_out} left out as wrong (on_bad_record: skip)")
     if picture:
         facts.append(f"  picture  {picture}")
     return Group(headline, loss, "", _stages(result.stages), "", _lines(*facts))

@@ -117,3 +117,6 @@ class Result(Section):
     weights_sha256: str = Field(description="one digest over all parameters by full name, whatever the partition")
     step_seconds: float | None = Field(None, description="mean wall time of a step, the first left out")
     predicted_step_seconds: float | None = Field(None, description="what the planner expected of it")
+    records_left_out: int = Field(
+        0, description="by on_bad_record: skip, of this attempt; pictures and HDF5 each time that they came up"
+    )
