@@ -23,7 +23,8 @@ HOSTS = {"a": LocalTransport(), "b": LocalTransport()}
 @pytest.fixture(scope="module")
 def disks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two hosts have of a run of three ranks, two of them on the first."""
-    run = Run(tmp_path_factory.mktemp("run") / "run", job_of(spec(run={"steps": 8}), [1, 1, 1]), MODEL).train(apart)
+    whole = spec(run={"steps": 8}, checkpoint={"copies": 0})
+    run = Run(tmp_path_factory.mktemp("run") / "run", job_of(whole, [1, 1, 1]), MODEL).train(apart)
     for number, host in enumerate(HOSTS):
         (run.files.folder / host).mkdir()
         (run.files.folder / f"disk-{number}").rename(run.files.folder / host / "checkpoints")
@@ -55,6 +56,39 @@ def test_what_is_damaged_or_missing_elsewhere_is_named(disks: Path, tmp_path: Pa
     ):
         saved.fetch(files, HOSTS, folders(copy), 4)
     assert os.listdir(files.checkpoints) == []
+
+
+def each_on_its_own(rank: int) -> None:
+    RunFiles.checkpoints = property(lambda self: self.folder / f"disk-{rank}" / "checkpoints")  # type: ignore[method-assign,assignment]
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What three hosts have of a run with a rank on each: every part twice."""
+    run = Run(tmp_path_factory.mktemp("run") / "run", job_of(spec(run={"steps": 4}), [1, 1, 1]), MODEL)
+    for number in range(3):
+        (run.files.folder / f"disk-{number}").mkdir()
+    return run.train(each_on_its_own).files.folder
+
+
+@pytest.mark.parametrize("lost", range(3))
+def test_any_one_host_may_be_lost_and_nothing_with_it(lost: int, three: Path, tmp_path: Path) -> None:
+    files = RunFiles(tmp_path / "here")
+    left = {f"h{number}": str(three / f"disk-{number}") for number in range(3) if number != lost}
+    assert saved.fetch(files, dict.fromkeys(left, LocalTransport()), left, None) == 4
+    assert verify.problems(layout.committed(files.checkpoints, 4)) == []
+
+
+def test_with_a_second_host_its_part_is_lost_and_named(three: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"rank-[12]\.safetensors has 0 bytes instead of \d+"):
+        saved.fetch(RunFiles(tmp_path / "here"), {"h0": LocalTransport()}, {"h0": str(three / "disk-0")}, None)
+
+
+def test_a_copy_that_was_damaged_is_passed_over_for_another(three: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(three, tmp_path / "copy"))
+    flip(copy / "disk-1" / "checkpoints" / "step-4" / "layer-0001-block.0.safetensors")
+    hosts = {f"h{number}": str(copy / f"disk-{number}") for number in range(3)}
+    assert saved.fetch(RunFiles(tmp_path / "here"), dict.fromkeys(hosts, LocalTransport()), hosts, None) == 4
 
 
 def test_a_new_run_begins_with_them_on_every_host(disks: Path, tmp_path: Path) -> None:

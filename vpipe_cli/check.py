@@ -35,7 +35,13 @@ def check(root: Node, folder: Path) -> tuple[ClusterSpec | None, list[Mistake]]:
     """
     broken = set(_broken(root, ()))
     _fill_machines(root)
-    mistakes = [*_fill_stages(root, broken), *_fill_engine(root), *_fill_ssh(root, folder), *_fill_paths(root, folder)]
+    mistakes = [
+        *_wrong_spares(root, broken),
+        *_fill_stages(root, broken),
+        *_fill_engine(root),
+        *_fill_ssh(root, folder),
+        *_fill_paths(root, folder),
+    ]
     _fill_flush(root)
     for _ in range(_PASSES):
         try:
@@ -103,16 +109,11 @@ def _fill_stages(root: Node, broken: set[Keys]) -> list[Mistake]:
     given = _get(root, "machines")
     if given is None or not isinstance(given.value, list) or given.broken:
         return []
-    items = [(index, item) for index, item in enumerate(given.value) if isinstance(item.value, str)]
-    slots, wrong = machines.read(str(item.value) for _, item in items)
-    if wrong:
+    slots, mistakes = _read_slots(given, "machines")
+    if mistakes:
         broken.add(("machines",))
-        return [
-            Mistake(item.place, f"machines[{index}]", wrong[number])
-            for number, (index, item) in enumerate(items)
-            if number in wrong
-        ]
-    if not slots or len(items) < len(given.value):
+        return mistakes
+    if not slots or not all(isinstance(item.value, str) for item in given.value):
         return []
     stages = _get(root, "pipeline", "stages")
     if stages is None or stages.value is None:
@@ -120,6 +121,26 @@ def _fill_stages(root: Node, broken: set[Keys]) -> list[Mistake]:
     elif type(stages.value) is int and stages.value >= 1 and (message := _misfit(root, stages.value, len(slots))):
         return [Mistake(stages.place, "pipeline.stages", message)]
     return []
+
+
+def _wrong_spares(root: Node, broken: set[Keys]) -> list[Mistake]:
+    """What is wrong with the spares."""
+    given = _get(root, "spares")
+    if given is None or not isinstance(given.value, list) or given.broken:
+        return []
+    _, mistakes = _read_slots(given, "spares")
+    if mistakes:
+        broken.add(("spares",))
+    return mistakes
+
+
+def _read_slots(given: Node, key: str) -> tuple[list[machines.Slot], list[Mistake]]:
+    """The slots of a list of machines, and a mistake for each entry that is wrong."""
+    assert isinstance(given.value, list)
+    items = [(index, item) for index, item in enumerate(given.value) if isinstance(item.value, str)]
+    slots, wrong = machines.read(str(item.value) for _, item in items)
+    placed = [(items[number], message) for number, message in wrong.items()]
+    return slots, [Mistake(item.place, f"{key}[{index}]", message) for (index, item), message in placed]
 
 
 def _fill_engine(root: Node) -> list[Mistake]:

@@ -16,7 +16,7 @@ from vpipe_cli.runs import store
 from vpipe_cli.runs.store import Run
 from worker.checkpoint import changes, layout, manifest, verify
 from worker.checkpoint.manifest import Manifest
-from worker.errors import CheckpointError, PreflightError, UsageError
+from worker.errors import CheckpointError, PreflightError, UnreachableError, UsageError
 from worker.spec.files import RunFiles
 from worker.spec.job import Job, code_digest
 
@@ -116,7 +116,8 @@ _OTHERS = "`vpipe checkpoint verify` looks at all of a run's checkpoints"
 
 
 def fetch(asked: str | None) -> Checkpoint:
-    """The checkpoint asked for, brought from the run's hosts where it is not here. Raises as ``saved.fetch``."""
+    """The checkpoint asked for, brought from the run's hosts where it is not here: from those that answer, since others
+    may have copies of what the rest had. Raises as ``saved.fetch``."""
     from vpipe_cli.engines import saved
     from vpipe_cli.transport.connect import connect
 
@@ -124,9 +125,28 @@ def fetch(asked: str | None) -> Checkpoint:
     if run.files.hosts.exists():
         folders = json.loads(run.files.hosts.read_bytes())
         job = Job.model_validate_json(run.files.job.read_bytes())
-        with connect(list(folders), job.spec.ssh) as hosts:
+        with connect(list(folders), job.spec.ssh, partial=True) as hosts:
+            if len(hosts) == 0:
+                raise UnreachableError("; ".join(error.message for error in hosts.errors.values()))
             step = saved.fetch(run.files, hosts, folders, step)
     return find(run.id if step is None else f"{run.id}@{step}")
+
+
+def brought(asked: str) -> tuple[Checkpoint, list[str]]:
+    """As ``whole``; where the run is on other machines, the newest that they have, brought from there first.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged. UnreachableError: nobody answers, and there is none here.
+    """
+    run, step = split(asked)
+    here = layout.steps(run.files.checkpoints)
+    if run.files.hosts.exists() and (step is None or step not in here):
+        try:
+            return whole(fetch(asked).name)
+        except UnreachableError:
+            if not here:
+                raise
+    return whole(asked)
 
 
 def problems(checkpoint: Checkpoint) -> list[str]:

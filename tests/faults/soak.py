@@ -1,4 +1,4 @@
-"""``python -m tests.faults.soak [--minutes M] [--seed S]``: hurt one run at random, until the time is over.
+"""``python -m tests.faults.soak [--way W] [--minutes M] [--injuries N]``: hurt one run at random, until that is over.
 
 Its end must be that of the undisturbed run, bit for bit, and hostd must have begun again as often as it was hurt.
 """
@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults import table
@@ -20,11 +21,15 @@ from tests.faults.cases import load
 from tests.faults.checkers import check
 from tests.faults.times import measure
 
+ASP = ("pipeline.sync_mode=asp", "pipeline.minibatches_per_step=null")
+TWICE = ("pipeline.stages=2", "pipeline.replicas=2", "pipeline.recompute_ratio=0.5")
 WAYS: dict[str, tuple[str, ...]] = {
-    "bsp": (),
-    "asp": ("pipeline.sync_mode=asp", "pipeline.minibatches_per_step=null", "pipeline.recompute_ratio=0.5"),
-    "replicas": ("pipeline.stages=3", "pipeline.replicas=[1, 2, 1]", "pipeline.recompute_ratio=1.0"),
+    "chain": (),
+    "asp-chain": (*ASP, "pipeline.recompute_ratio=0.5"),
+    "bsp": TWICE,
+    "asp": (*ASP, *TWICE),
 }
+"""A stage on each rank; or, of four ranks, two stages with two replicas each."""
 INJURIES = {
     "raise": "raise RuntimeError('chance')",
     "exit": "import os; os._exit(3)",
@@ -37,15 +42,25 @@ INJURIES = {
 STALL = "run.stall_timeout=8"
 
 
-def soak(arena: Arena, minutes: float, chance: random.Random, steps: int, settings: tuple[str, ...]) -> Trial:
-    """One run, hurt until the minutes are over, then left to end."""
+@dataclass(frozen=True)
+class Length:
+    """When a soak is over: after so many minutes or injuries, or when the run is nearly at its end."""
+
+    minutes: float
+    injuries: int
+    steps: int
+
+
+def soak(arena: Arena, upto: Length, chance: random.Random, settings: tuple[str, ...]) -> Trial:
+    """One run, hurt until that is over, then left to end."""
+    steps = upto.steps
     length = (f"run.steps={steps}", *settings)
     whole = arena.undisturbed(*length)
-    until = time.monotonic() + 60.0 * minutes
+    until = time.monotonic() + 60.0 * upto.minutes
     trial = arena.launch(*length, STALL, "run.max_restarts=1000")
     reached = 0
-    while time.monotonic() < until:
-        reached = min(steps - 8, reached + chance.randint(1, max(1, steps // 25)))
+    while time.monotonic() < until and len(trial.injuries) < upto.injuries:
+        reached = min(steps - 8, max(reached, trial.step(0)) + chance.randint(1, max(1, steps // 50)))
         trial.until_step(reached, attempt=len(trial.injuries) + 1)
         if reached >= steps - 8 or not hurt(trial, chance):
             break
@@ -72,16 +87,18 @@ def main() -> int:
     """Do what the command line says; 1 if anything was wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--injuries", type=int, default=10**6, help="no more than these")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ranks", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--way", choices=WAYS, default="bsp")
     given = parser.parse_args()
     load()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is ended
+    length = Length(given.minutes, given.injuries, given.steps)
     arena = Arena(Path(tempfile.mkdtemp(prefix="soak-")), given.ranks)
     try:
-        trial = soak(arena, given.minutes, random.Random(given.seed), given.steps, WAYS[given.way])
+        trial = soak(arena, length, random.Random(given.seed), WAYS[given.way])
         problems = check(trial)
         if trial.attempt != len(trial.injuries) + 1:
             problems.append(f"{len(trial.injuries)} injuries, {trial.attempt - 1} recoveries")

@@ -67,7 +67,7 @@ def checkpoint_of(origin: str, resolved: Launch) -> Checkpoint:
     """The checkpoint to begin with; says which it is, and what will be another than it was."""
     from vpipe_cli import checkpoints
 
-    found, passed = checkpoints.whole(origin)
+    found, passed = checkpoints.brought(origin)
     changes = checkpoints.fit(found, resolved.job)
     for line in [*passed, *checkpoints.told(found.name, changes)]:
         typer.echo(line, err=True)
@@ -111,11 +111,15 @@ def _introduce(run: Run, output: str) -> None:
 
 
 def _watch(run: Run, output: str) -> None:
-    """Follow the run to its end, or until the user leaves it; exits with the code of its state."""
+    """Follow the run to its end, or until the user leaves it; exits with the code of its state. Where it ended because
+    of a machine that the job may do without, the next run goes on."""
+    from vpipe_cli.commands.resume import on_what_is_left
     from vpipe_cli.runs.state import EXIT_CODES
     from vpipe_cli.runs.watch import follow
 
     state = follow(run, output)
+    if state in ("failed", "lost"):
+        on_what_is_left(run, output)
     if output == "json":
         _document(run)
     raise typer.Exit(EXIT_CODES.get(state, 0))

@@ -8,14 +8,15 @@ from contextlib import suppress
 from vpipe_cli import machines
 from vpipe_cli.doctor.examine import examine, silent
 from vpipe_cli.doctor.finding import Finding
+from vpipe_cli.remaining import every_slot
 from vpipe_cli.transport.connect import Offer, connect, trust
 from worker.errors import UnreachableError
 from worker.spec.cluster import ClusterSpec
 
 
 def visit(spec: ClusterSpec) -> list[Finding]:
-    """All findings of all hosts of a job, in the order of ``machines``."""
-    names = machines.hosts(machines.slots(spec.machines))
+    """All findings of all hosts of a job, in the order of ``machines``, spares behind them."""
+    names = machines.hosts(every_slot(spec))
     with connect(names, spec.ssh, partial=True) as hosts:
         found = examine(hosts, spec)
         found += [silent(host, error) for host, error in hosts.errors.items()]
@@ -38,7 +39,7 @@ def trust_hosts(spec: ClusterSpec, agree: Callable[[Offer], bool]) -> None:
             refused.add(offer.target.known_as)
         return agreed
 
-    for host in machines.hosts(machines.slots(spec.machines)):
+    for host in machines.hosts(every_slot(spec)):
         if host != machines.HERE:
             with suppress(UnreachableError, TimeoutError):
                 trust(host, spec.ssh, once)

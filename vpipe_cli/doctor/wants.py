@@ -7,13 +7,14 @@ import sys
 
 from vpipe_cli.doctor.needs import Needs
 from vpipe_cli.machines import is_local, slots
+from vpipe_cli.remaining import every_slot
 from vpipe_cli.runs.store import home
 from worker.spec.cluster import ClusterSpec
 
 
 def needs_of(spec: ClusterSpec, host: str) -> Needs:
     """The needs of one host: its slots, and the container if there is one."""
-    devices = [slot.device for slot in slots(spec.machines) if slot.host == host]
+    devices = [slot.device for slot in every_slot(spec) if slot.host == host]
     gpus = tuple(int(device.removeprefix("cuda:")) for device in devices if device.startswith("cuda:"))
     container = spec.container is not None
     here = is_local(slots(spec.machines))

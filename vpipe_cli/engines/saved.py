@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vpipe_cli.transport.base import Transport
 from worker.checkpoint import layout, manifest, verify
-from worker.checkpoint.manifest import Manifest
+from worker.checkpoint.manifest import FileEntry, Manifest
 from worker.errors import CheckpointError
 from worker.spec.files import RunFiles
 
@@ -68,12 +68,17 @@ def _bring(target: Path, hosts: Mapping[str, Transport], folders: Mapping[str, s
     first = next(iter(hosts))
     _copy(hosts[first], f"{folders[first]}/{layout.MANIFEST}", aside / layout.MANIFEST)
     found = manifest.read(aside)
+    wrong = []
     for name in found.files:
-        for host in _likely(found, name, list(hosts)):
-            _copy(hosts[host], f"{folders[host]}/{name}", aside / name)
-            if (aside / name).stat().st_size == found.files[name].bytes:
+        likely = _likely(found, name, list(hosts))
+        problems = []
+        for host in likely:
+            if not (problem := _brought(hosts[host], f"{folders[host]}/{name}", aside / name, found.files[name])):
                 break
-    if wrong := verify.problems(aside):
+            problems.append(((aside / name).stat().st_size, problem))
+        else:
+            wrong.append(max(problems)[1])  # of those who had nothing, it says nothing
+    if wrong:
         shutil.rmtree(aside)
         raise CheckpointError(f"what the hosts have of {target.name} is damaged: {'; '.join(wrong)}")
     for path in (aside, target.parent):
@@ -81,8 +86,18 @@ def _bring(target: Path, hosts: Mapping[str, Transport], folders: Mapping[str, s
     aside.rename(target)
 
 
+def _brought(host: Transport, source: str, target: Path, entry: FileEntry) -> str:
+    """Copy a file of a checkpoint; what is wrong with what came, if anything."""
+    _copy(host, source, target)
+    try:
+        verify.check(target.parent, target.name, entry)
+    except CheckpointError as error:
+        return error.message
+    return ""
+
+
 def _likely(found: Manifest, name: str, hosts: list[str]) -> list[str]:
-    """The hosts to ask for a file, the one whose rank wrote it first; on shared storage any has it."""
+    """The hosts to ask for a file, the one whose rank wrote it first; others may have a copy, or the same storage."""
     writer = found.ranks[str(found.files[name].rank)].host
     return sorted(hosts, key=lambda host: host != writer)
 

@@ -11,8 +11,8 @@ from worker.spec.cluster import ClusterSpec
 from worker.spec.job import Plan
 
 MEANS_NOTHING = (
-    *("name", "machines", "engine", "ssh", "slurm", "container", "planner", "trace", "report"),
-    *("checkpoint.keep", "checkpoint.timeout"),
+    *("name", "machines", "spares", "engine", "ssh", "slurm", "container", "planner", "trace", "report"),
+    *("checkpoint.keep", "checkpoint.timeout", "checkpoint.copies"),
 )
 """Keys that change no number of the training; so do most of ``run``."""
 MEANS_SOMETHING = ("run.steps", "run.seed")

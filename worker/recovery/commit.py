@@ -19,8 +19,10 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from worker.checkpoint import layout, manifest
 from worker.checkpoint.manifest import FileEntry, Manifest, ParameterEntry, RankEntry
 from worker.errors import CheckpointError, PeerLost, RankError
+from worker.recovery import copies
 from worker.recovery.place import Place
 from worker.recovery.snapshot import Snapshot
+from worker.spec.checkpoint import CheckpointSpec
 
 POLL = 0.01
 
@@ -57,15 +59,15 @@ class Commit:
     Args:
         head: everything in a manifest that does not come from ranks' reports; its step and time are filled in.
         data_offset: of the data's minibatches to the run's.
-        timeout: seconds until a rank that does not report is given up.
+        spec: how long a rank that does not report is waited for, and how many copies there are.
     """
 
     def __init__(
-        self, store: Store, place: Place, head: Manifest, per_step: int, data_offset: int, timeout: float
+        self, store: Store, place: Place, head: Manifest, per_step: int, data_offset: int, spec: CheckpointSpec
     ) -> None:
         self._store, self._place, self._head = store, place, head
         self._per_step, self._data_offset = per_step, data_offset
-        self._timeout = timeout
+        self._timeout, self._copies = spec.timeout, spec.copies
 
     def report(self, step: int, report: Report) -> None:
         """Tell rank 0 about this rank's part. Raises PeerLost when the store is gone."""
@@ -88,12 +90,21 @@ class Commit:
             text = self._get(made, step, "rank 0")
         if text.startswith("abandoned: "):
             raise PeerLost(text.removeprefix("abandoned: "))
+        self._copy(step, folder, text)
         write(folder, text)
         target = layout.committed(folder.parent, step)
         os.rename(folder, target)
         layout.fsync_folder(target.parent)
         self._everywhere(step)
         return sum(entry["bytes"] for entry in json.loads(text)["files"].values())
+
+    def _copy(self, step: int, folder: Path, text: str) -> None:
+        """Bring here what other places have, as far as copies of it are kept here."""
+        files = {name: FileEntry(**entry) for name, entry in json.loads(text)["files"].items()}
+        try:
+            copies.bring(self._store, self._place, step, folder, files, self._copies, self._timeout)
+        except RuntimeError as error:
+            raise PeerLost(f"lost rank 0 while copying step-{step} ({str(error).splitlines()[0]})") from error
 
     def _everywhere(self, step: int) -> None:
         """Wait until every place has it: only then may one of them delete an older one."""

@@ -17,17 +17,21 @@ from worker.rendezvous import Rendezvous
 
 @dataclass(frozen=True)
 class Place:
-    """The folder as one rank sees it. ``keepers`` are those of all places, rank 0 first."""
+    """The folder as one rank sees it. ``keeper_of`` has, for each rank, the keeper of its place."""
 
     folder: Path
     rank: int
-    keeper: int
-    keepers: tuple[int, ...]
+    keeper_of: tuple[int, ...]
 
     @property
     def keeps(self) -> bool:
         """Whether this rank is the keeper here."""
-        return self.rank == self.keeper
+        return self.rank == self.keeper_of[self.rank]
+
+    @property
+    def keepers(self) -> tuple[int, ...]:
+        """Those of all places, rank 0 first."""
+        return tuple(sorted(set(self.keeper_of)))
 
 
 def find(folder: Path, rendezvous: Rendezvous) -> Place:
@@ -53,4 +57,4 @@ def find(folder: Path, rendezvous: Rendezvous) -> Place:
     finally:
         with suppress(OSError):
             mine.unlink()
-    return Place(folder, rendezvous.rank, min(seen), tuple(sorted({min(view) for view in views})))
+    return Place(folder, rendezvous.rank, tuple(map(min, views)))

@@ -45,7 +45,7 @@ def saver(
         return None
     camera = Camera(executor, rank, job.plan.ranks_of(job.ranks[rank].stage), builder.device)
     per_step = minibatches_per_step(job.spec)
-    commit = Commit(rendezvous.store, place, _head(job, attempt), per_step, data_offset, spec.timeout)
+    commit = Commit(rendezvous.store, place, _head(job, attempt), per_step, data_offset, spec)
     return Saver(spec, job.spec.run.steps, attempt, place, camera, commit, say)
 
 

@@ -204,6 +204,11 @@ class RunSpec(Section):
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="new attempts after one that failed, each from the newest checkpoint"
     )
+    min_ranks: Count | None = Field(
+        None,
+        description="resumed while machines are gone and no spare is left: the fewest ranks to go on with, in a "
+        "new plan; null: only with all of them",
+    )
     log_limit: Annotated[int, Field(ge=0, le=2**20)] = Field(
         1024, description="MiB of a rank's log that are kept, its first half and its newest part; 0: all of it"
     )
@@ -223,6 +228,10 @@ class ClusterSpec(Section):
     machines: Annotated[list[str], Field(min_length=1)] = Field(
         description='devices in rank order: "cpu*2" is two CPU slots here, "localhost:0,1" two GPUs here, '
         '"gpu[1-2]:0-3" four GPUs on each of two machines that SSH reaches'
+    )
+    spares: list[str] = Field(
+        default_factory=list,
+        description="more machines that SSH reaches; `vpipe resume` puts them in the place of those that are gone",
     )
     engine: Literal["local", "ssh", "slurm"] = Field(
         "local",
@@ -255,6 +264,8 @@ class ClusterSpec(Section):
     def misfits(self) -> Iterator[Misfit]:
         """Stages share the model's layers."""
         yield from self._strangers()
+        if self.spares and self.engine != "ssh":
+            yield Misfit(f"belongs to engine ssh, but engine is {self.engine}", ("spares", "engine"))
         layers, stages, partition = self.model.layer_count, self.pipeline.stages, self.pipeline.partition
         if layers is not None and stages is not None and stages > layers:
             message = f"is {stages} but the model has {layers} layers; a stage needs at least one"
