@@ -3,6 +3,7 @@ checkpoint holds is needed for that."""
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -190,6 +191,19 @@ def test_other_partitions_of_bsp_are_bit_exact(whole: Callable[[str], Run], tmp_
     three = resumed(tmp_path / "three", two, job_of(spec(order="zb-h1"), [1, 2, 3]), step=8).train()
     assert two.state() == three.state() == four.state() == whole("bsp").state()
     assert "partition is [4, 2], was [2, 1, 2, 1]" in two.log()
+
+
+def losses(run: Run) -> dict[int, float]:
+    """The loss of every step, as the last rank has it."""
+    lines = run.files.metrics(len(run.job.ranks) - 1).read_text().splitlines()
+    return {step["step"]: step["loss"] for step in map(json.loads, lines)}
+
+
+def test_with_more_replicas_the_next_loss_is_bit_exact(whole: Callable[[str], Run], tmp_path: Path) -> None:
+    """One replica, then two: the first step begins with the same weights; later ones add up in another order."""
+    two = resumed(tmp_path / "two", whole("bsp"), job_of(spec(), [3, 3], replicas=[2, 1])).train()
+    assert losses(two)[EVERY + 1] == losses(whole("bsp"))[EVERY + 1]
+    assert losses(two)[STEPS] == pytest.approx(losses(whole("bsp"))[STEPS], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -199,8 +199,10 @@ class Trial:
         """Wait until every rank of an attempt is in a step."""
         ranks = range(self.arena.ranks)
         ready = lambda: self.attempt >= attempt and all(self.step(rank) >= step for rank in ranks)  # noqa: E731
-        wait_for(lambda: self.command.poll() is not None or self.state in FINAL or ready(), LIMIT)
-        assert ready(), f"the run ended before step {step}: {self.end().text}"
+        over = lambda: self.command.poll() is not None or self.state in FINAL  # noqa: E731
+        # Asked once: under asp a rank that goes forward in one step goes back to an earlier one for its backward.
+        found = wait_for(lambda: "ready" if ready() else "over" if over() else None, LIMIT)
+        assert found == "ready", f"the run ended before step {step}: {self.end().text}"
         self.wildcards += sockets.wildcards([self.pid(rank) for rank in ranks] + self.hostds())
         return self
 

@@ -19,6 +19,26 @@ from worker.checkpoint import layout
 ASP = ("pipeline.sync_mode=asp", "pipeline.minibatches_per_step=null", "pipeline.recompute_ratio=0.5")
 
 
+CALLS = ("mkdir", "fsync", "rename", "unlinkat")
+
+
+@case(
+    "C1", "SIGKILL at a random mkdir, fsync, rename or unlink of a save", "restarted; bit-equal", "I5", needs="strace"
+)
+def c1(arena: Arena, chance: random.Random) -> list[Trial]:
+    whole = arena.undisturbed()
+    trial = arena.launch("run.max_restarts=1").until_step(3)
+    call, number = chance.choice(CALLS), chance.randint(1, 5)
+    inject = f"inject={call}:signal=KILL:when={number}"
+    trial.hurt(inject)
+    command = ["strace", "-f", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject, "-p", str(trial.pid(0))]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+        trial.ends_as(whole)
+    assert trial.attempt == 2, f"{trial.attempt} attempts after {inject}"
+    trial.injuries.clear()  # it came at some later time than it was asked for
+    return [trial]
+
+
 @case("C2", "kill -9 of a random rank at a random step, bsp", "restarted; ends bit-equal to undisturbed", "I1 I3 I5")
 def c2(arena: Arena, chance: random.Random) -> list[Trial]:
     return [_killed_once(arena, chance)]

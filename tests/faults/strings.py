@@ -64,6 +64,12 @@ def s5(arena: Arena, chance: random.Random) -> list[Trial]:
     return [trial]
 
 
+@case("S6", "all sockets of a run's processes are looked at", "none listens on all addresses", "S6")
+@case("S7", "every command runs with umask 000", "folders 0700, files 0600", "S7")
+def s67(arena: Arena, chance: random.Random) -> list[Trial]:
+    return [arena.launch("run.steps=20").until_step(3).ends("succeeded", 0)]
+
+
 @case("B1", "YAML with an unknown key, a wrong type, a duplicate key", "all at once with line:column, exit 2", "I9")
 def b1(arena: Arena, chance: random.Random) -> list[Trial]:
     (arena.folder / "kept-bad.yml").write_text("name: a\nmachines: [cpu*2]\nrun: {stepps: 3, seed: x}\nname: b\n")
