@@ -11,9 +11,11 @@ import pytest
 
 from tests.saved import Run, job_of, newest, spec
 from tests.test_checkpoint import MODEL, apart, flip
+from vpipe_cli import checkpoints
 from vpipe_cli.engines import saved
+from vpipe_cli.runs import store
 from vpipe_cli.transport.local import LocalTransport
-from worker.checkpoint import layout, verify
+from worker.checkpoint import layout, manifest, verify
 from worker.errors import CheckpointError
 from worker.spec.files import RunFiles
 
@@ -56,6 +58,21 @@ def test_what_is_damaged_or_missing_elsewhere_is_named(disks: Path, tmp_path: Pa
     ):
         saved.fetch(files, HOSTS, folders(copy), 4)
     assert os.listdir(files.checkpoints) == []
+
+
+def test_only_the_user_may_read_them_whatever_the_umask(disks: Path, tmp_path: Path) -> None:
+    files, new = RunFiles(tmp_path / "runs" / "here"), RunFiles(tmp_path / "runs" / "new")
+    before = os.umask(0)
+    try:
+        for folder in (tmp_path / "runs", new.folder):
+            folder.mkdir(mode=0o700)
+        saved.fetch(files, HOSTS, folders(disks), 4)
+        path = layout.committed(files.checkpoints, 4)
+        found = store.Run("here", files.folder, 0.0, "", "ssh")
+        checkpoints.give(checkpoints.Checkpoint(found, 4, path, manifest.read(path)), new)
+    finally:
+        os.umask(before)
+    assert [path for path in (tmp_path / "runs").rglob("*") if path.stat().st_mode & 0o077] == []
 
 
 def each_on_its_own(rank: int) -> None:

@@ -177,7 +177,8 @@ def give(checkpoint: Checkpoint, files: RunFiles) -> None:
     the run it came from. Raises PreflightError."""
     target = layout.committed(files.checkpoints, checkpoint.step)
     try:
-        target.mkdir(mode=0o700, parents=True)
+        files.checkpoints.mkdir(mode=0o700, exist_ok=True)  # what `parents` makes has the umask's mode
+        target.mkdir(mode=0o700)
         for name in _names(checkpoint):
             _link(checkpoint.path / name, target / name)
         layout.fsync_folder(target)

@@ -70,13 +70,17 @@ def _damaged(arena: Arena, harm: Any) -> tuple[Trial, str]:
     whole = arena.undisturbed()
     trial = arena.launch("run.max_restarts=1").until_step(22)
     wait_for(lambda: layout.steps(trial.files.checkpoints)[:2] == [20, 10])
-    for rank in range(arena.ranks):  # so that no newer one is saved meanwhile
-        os.kill(trial.pid(rank), signal.SIGSTOP)
+    _freeze(trial)  # so that no newer one is saved meanwhile
     newest = layout.steps(trial.files.checkpoints)[0]
     harm(layout.committed(trial.files.checkpoints, newest))
     trial.kill(arena.middle)
     trial.ends_as(whole)
     return trial, trial.files.log(2, 0).read_text()
+
+
+def _freeze(trial: Trial) -> None:
+    for rank in range(trial.arena.ranks):
+        os.kill(trial.pid(rank), signal.SIGSTOP)
 
 
 def _shard(folder: Path) -> Path:
@@ -107,6 +111,7 @@ def c4(arena: Arena, chance: random.Random) -> list[Trial]:
 def c7(arena: Arena, chance: random.Random) -> list[Trial]:
     whole = arena.undisturbed()
     first = arena.launch().until_step(30)
+    _freeze(first)  # which else may be at its end before it hears
     first.vpipe("stop", first.id)
     first.ends("stopped", 103)
     fewer = max(1, arena.ranks - chance.randint(1, 2))

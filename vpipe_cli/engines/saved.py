@@ -64,7 +64,8 @@ def fetch(files: RunFiles, hosts: Mapping[str, Transport], folders: Mapping[str,
 def _bring(target: Path, hosts: Mapping[str, Transport], folders: Mapping[str, str]) -> None:
     aside = target.with_name(f"{target.name}.tmp-0")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(mode=0o700, parents=True)
+    for folder in (target.parent.parent, target.parent, aside):  # what `parents` makes has the umask's mode
+        folder.mkdir(mode=0o700, exist_ok=True)
     first = next(iter(hosts))
     _copy(hosts[first], f"{folders[first]}/{layout.MANIFEST}", aside / layout.MANIFEST)
     found = manifest.read(aside)
