@@ -22,7 +22,7 @@ LENGTH = ("run.steps=150", "checkpoint.every_steps=10", "run.stall_timeout=120")
 
 @pytest.fixture
 def shell(tmp_path: Path, testbed: Testbed) -> Shell:
-    return Shell(tmp_path, testbed)
+    return Shell(tmp_path, testbed.ssh_config)
 
 
 def kill_once_saved(host: Host, shell: Shell) -> str:
