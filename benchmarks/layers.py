@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from worker import models
 from worker.data.base import IGNORED, Minibatch, Signature, TensorSpec
+from worker.deferred import Product
 from worker.models.base import Layer, Model
 from worker.spec.cluster import BertSpec, DataSpec
 
@@ -147,8 +148,9 @@ class Sleeper(nn.Module):
         later = getattr(pulse.grad_fn, "later", None)
         if later is None:
             pulse = _apply(_SleepBackward, pulse, owed)
+        put_off = None if later is None else partial(later.append, Product(self.weight, partial(_slept, owed)))
         x = _apply(_SleepBackward, hidden, input_grad)
-        return _apply(_SleepForward, x, pulse, forward, None if later is None else partial(later.append, _sleep(owed)))
+        return _apply(_SleepForward, x, pulse, forward, put_off)
 
 
 class FreeLoss(nn.Module):
@@ -169,8 +171,10 @@ def _fresh(like: Tensor) -> Tensor:
     return _ready_made(tuple(like.shape), like.device.type).detach()
 
 
-def _sleep(seconds: float) -> Callable[[], None]:
-    return partial(time.sleep, seconds)
+def _slept(seconds: float) -> Tensor:
+    """In place of a weight's gradient."""
+    time.sleep(seconds)
+    return torch.zeros(1, 1)
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:

@@ -133,11 +133,13 @@ def fetch(asked: str | None) -> Checkpoint:
 
 
 def brought(asked: str) -> tuple[Checkpoint, list[str]]:
-    """As ``whole``; where the run is on other machines, the newest that they have, brought from there first.
+    """As ``whole``; where a run that is on other machines is named, the newest that they have, brought from there.
 
     Raises:
         CheckpointError: there is none, or it is damaged. UnreachableError: nobody answers, and there is none here.
     """
+    if folder(asked):
+        return whole(asked)
     run, step = split(asked)
     here = layout.steps(run.files.checkpoints)
     if run.files.hosts.exists() and (step is None or step not in here):
