@@ -1,8 +1,9 @@
 """python -m benchmarks.explain: what the time beyond the limit goes into, measured action by action, as JSON lines.
 
-The limit and vpipe take turns. Every action of vpipe is timed with what it sends and waits for inside, and the schedule
-is then walked again on paper with these times (``worker.schedule.walk``), first with computing alone, then with
-everything a rank did itself. The steps from the limit to the measured time add up exactly:
+The limit is taken half before and half after each run of vpipe, so that a machine that slows down does so for both.
+Every action of vpipe is timed with what it sends and waits for inside, and the schedule is then walked again on paper
+with these times (``worker.schedule.walk``), first with computing alone, then with everything a rank did itself. The
+steps from the limit to the measured time add up exactly:
 
 - ``compute``: the same layers and updates take longer than in the limit. Caches and memory are shared with what else
   runs, and the stash copies the weights once per update.
@@ -72,7 +73,7 @@ def cases(quick: bool) -> list[Case]:
     step = Entry("vpipe", "bsp", "1f1b", 8, 8)
     small, large = partial(sleepers, 4, 2**16), partial(sleepers, 8, 2**20)
     return [
-        Case("real p2 asp", encoders, 2, stream, 240.0),
+        Case("real p2 asp", encoders, 2, stream, 240.0 if quick else 1800.0),
         Case("real p2 bsp", encoders, 2, step, 120.0),
         Case("sleep p4 bsp 64 KiB", small, 4, replace(step, minibatches=16, per_update=16), 60.0),
         Case("sleep p8 asp 1 MiB", large, 8, replace(stream, in_flight=15), 120.0),
@@ -82,13 +83,16 @@ def cases(quick: bool) -> list[Case]:
 def measure(case: Case, repeats: int) -> dict[str, Any]:
     """The steps from the limit to the measured time, in milliseconds per minibatch. Raises RankFailure."""
     workload = case.workload()
-    bound = replace(case.entry, runtime="limit", schedule="none", in_flight=None)
+    whole, updates = case.entry.minibatches, case.entry.per_update
+    bound = replace(case.entry, runtime="limit", schedule="none", in_flight=None, minibatches=max(updates, whole // 2))
+    warming = [replace(entry, minibatches=max(updates, 8)) for entry in (bound, case.entry)]
 
     def main(rank: int) -> list[tuple[float, float, list[list[Any]]]]:
+        for entry in warming:
+            contestant(entry, workload, case.ranks, rank)()
         alone, ours = (contestant(entry, workload, case.ranks, rank) for entry in (bound, case.entry))
-        alone()
-        ours()
-        return [_turn(alone, ours) for _ in range(repeats)]
+        share = whole / 2 / bound.minibatches
+        return [_turn(alone, ours, share) for _ in range(repeats)]
 
     by_rank = ranks.run(case.ranks, main, case.deadline)
     turns = [explain(turn, case.entry.minibatches) for turn in zip(*by_rank, strict=True)]
@@ -97,21 +101,26 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
     return {"case": case.name, "minibatches": case.entry.minibatches, **record, "efficiency": share, "repeats": repeats}
 
 
-def _turn(alone: Callable[[], None], ours: Callable[[], None]) -> tuple[float, float, list[list[Any]]]:
-    """Seconds of the limit, seconds of vpipe, and the spans of vpipe."""
-    dist.barrier()
-    began = time.perf_counter()
-    alone()
-    limit = time.perf_counter() - began
+def _turn(alone: Callable[[], None], ours: Callable[[], None], share: float) -> tuple[float, float, list[list[Any]]]:
+    """Seconds of the limit, seconds of vpipe, and the spans of vpipe; ``share`` of the limit's counts, twice."""
+    before = _timed(alone)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace"
         trace.open_at(path, {}, every=1, window=1)
-        dist.barrier()
-        began = time.perf_counter()
-        ours()
-        seconds = time.perf_counter() - began
+        seconds = _timed(ours)
         trace.close()
-        return limit, seconds, [json.loads(line) for line in path.read_text().splitlines()[1:]]
+        return (
+            share * (before + _timed(alone)),
+            seconds,
+            [json.loads(line) for line in path.read_text().splitlines()[1:]],
+        )
+
+
+def _timed(run: Callable[[], None]) -> float:
+    dist.barrier()
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
 
 
 def explain(turn: Sequence[tuple[float, float, list[list[Any]]]], minibatches: int) -> dict[str, float]:
@@ -171,12 +180,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.explain", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="40 minibatches of a stream instead of 200, two repeats")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this")
+    parser.add_argument("--repeats", type=int, default=0, metavar="N", help="default: five, or two")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    failed = False
+    repeats, failed = chosen.repeats or (2 if chosen.quick else 5), False
     for case in (case for case in cases(chosen.quick) if chosen.only in case.name):
         try:
-            print(json.dumps(measure(case, 2 if chosen.quick else 5)), flush=True)
+            print(json.dumps(measure(case, repeats)), flush=True)
         except ranks.RankFailure as error:
             print(f"{case.name}: {error}", file=sys.stderr)
             failed = True
