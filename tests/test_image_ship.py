@@ -61,7 +61,7 @@ def test_one_upload_then_nothing(tmp_path: Path, sif: Path, sha256: str) -> None
 
 
 def addresses() -> list[str]:
-    from vpipe_cli.onhost.images import addresses as found
+    from vpipe_cli.onhost.peers import addresses as found
 
     return found()
 

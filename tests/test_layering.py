@@ -90,8 +90,9 @@ def test_the_rules_catch_what_they_forbid(module: str, line: str, wrong: list[st
     assert broken_rules(module, line) == wrong
 
 
-def test_hostd_is_python_3_8() -> None:
-    for path in (ROOT / "worker" / "hostd").glob("*.py"):
+@pytest.mark.parametrize("folder", ["worker/hostd", "vpipe_cli/onhost"])
+def test_what_runs_on_a_bare_host_is_python_3_8(folder: str) -> None:
+    for path in (ROOT / folder).glob("*.py"):
         ast.parse(path.read_text(), feature_version=(3, 8))
 
 

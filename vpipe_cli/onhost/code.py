@@ -7,43 +7,16 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
-import sys
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator
 
-DIGEST = re.compile(r"[0-9a-f]{64}")
-Answer = Dict[str, Any]
-
-
-class Refused(Exception):
-    """It cannot be done here; the message says why."""
+from vpipe_cli.onhost.files import checked, sync_folder, write_all
+from vpipe_cli.onhost.program import Answer, Refused, act
 
 
 def main(request: Dict[str, Any]) -> None:
     """Do ``request["do"]``: has, unpack."""
-    os.umask(0o077)
-    try:
-        root = vpipe_root(request.get("root"))
-        say(ACTIONS[request["do"]](root, request))
-    except Refused as error:
-        say({"error": str(error)})
-    except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-        say({"error": reason, "full": error.errno in (errno.ENOSPC, errno.EDQUOT)})
-    except (KeyError, TypeError, ValueError) as error:
-        say({"error": "%s: %s" % (type(error).__name__, error)})
-
-
-def say(answer: Answer) -> None:
-    """One line to whoever asked."""
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
-
-
-def vpipe_root(given: Optional[str]) -> str:
-    """Where vpipe keeps everything on this machine."""
-    return os.path.abspath(os.path.expanduser(given or os.environ.get("VPIPE_HOME") or "~/.vpipe"))
+    act(ACTIONS, request)
 
 
 def has(root: str, request: Dict[str, Any]) -> Answer:
@@ -121,29 +94,6 @@ def members(folder: str) -> Iterator[str]:
         folders[:] = [name for name in folders if name != "__pycache__"]
         for name in names:
             yield os.path.relpath(os.path.join(top, name), folder)
-
-
-def checked(digest: str) -> str:
-    """A digest, which becomes part of a path. Raises Refused for anything else."""
-    if not DIGEST.fullmatch(digest):
-        raise Refused("%r is no sha256" % digest)
-    return digest
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of it."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def sync_folder(path: str) -> None:
-    """Make names durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 ACTIONS = {

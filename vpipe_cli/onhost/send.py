@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,16 @@ HERE = Path(__file__).parent
 LOADER = (
     "import json;exec(compile(json.loads(open(0,'rb',0,closefd=False).readline()),'vpipe','exec'),{'__name__':'vpipe'})"
 )
+BEGIN = """
+def begin(modules, request):
+    import sys, types
+    for name, text in modules.items():
+        module = sys.modules[name] = types.ModuleType(name)
+        exec(compile(text, name, "exec"), module.__dict__)
+    module.main(request)
+"""
+PACKAGE = "vpipe_cli.onhost."
+IMPORTED = re.compile(r"^from vpipe_cli\.onhost\.(\w+) import", re.MULTILINE)
 NO_PYTHON = (126, 127)
 
 
@@ -55,9 +66,23 @@ def start(transport: Transport, program: str, request: object, *, timeout: float
 
 
 def source(program: str, request: object) -> bytes:
-    """The program with its request as its last line. The request is data in it: no string of it is ever code."""
+    """The program, the modules of this package it imports, and its request: one text of Python.
+
+    All of them are data in it, so that no string of the request is ever code, and each module has its own name.
+    """
     path = HERE / f"{program}.py" if "/" not in program else Path(program)
-    return path.read_bytes() + f"\nmain(__import__('json').loads({json.dumps(request)!r}))\n".encode()
+    sent = json.dumps([_modules(path, {}), request])
+    return f"{BEGIN}begin(*__import__('json').loads({sent!r}))\n".encode()
+
+
+def _modules(path: Path, found: dict[str, str]) -> dict[str, str]:
+    """The sources of a module and of those of this package that it imports, which come first."""
+    text = path.read_text()
+    for name in IMPORTED.findall(text):
+        if PACKAGE + name not in found:
+            _modules(HERE / f"{name}.py", found)
+    found[PACKAGE + path.stem] = text
+    return found
 
 
 def _python(transport: Transport) -> list[str]:

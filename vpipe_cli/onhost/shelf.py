@@ -5,50 +5,21 @@ Names are those of ``images.py``. Python 3.8, standard library only.
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import os
 import re
-import sys
 import time
-from typing import Any, Dict, List, Optional, Set
+from typing import Any, Dict, List, Set
 
-CHUNK = 1 << 20
+from vpipe_cli.onhost.files import DIGEST, digest_of, free, read_json
+from vpipe_cli.onhost.program import Answer, act
+
 RECENT = 600.0  # seconds since its last use in which an image may be about to be started
-DIGEST = re.compile(r"[0-9a-f]{64}")
 PART = re.compile(r"\.([0-9a-f]{64})\..*\.part")
-Answer = Dict[str, Any]
-
-
-class Refused(Exception):
-    """It cannot be done here; the message says why."""
 
 
 def main(request: Dict[str, Any]) -> None:
     """Do ``request["do"]``: list, verify, prune."""
-    os.umask(0o077)
-    try:
-        root = vpipe_root(request.get("root"))
-        say(ACTIONS[request["do"]](root, request))
-    except Refused as error:
-        say({"error": str(error)})
-    except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-        say({"error": reason, "full": error.errno in (errno.ENOSPC, errno.EDQUOT)})
-    except (KeyError, TypeError, ValueError) as error:
-        say({"error": "%s: %s" % (type(error).__name__, error)})
-
-
-def say(answer: Answer) -> None:
-    """One line to whoever asked."""
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
-
-
-def vpipe_root(given: Optional[str]) -> str:
-    """Where vpipe keeps everything on this machine."""
-    return os.path.abspath(os.path.expanduser(given or os.environ.get("VPIPE_HOME") or "~/.vpipe"))
+    act(ACTIONS, request)
 
 
 def list_images(root: str, request: Dict[str, Any]) -> Answer:
@@ -116,33 +87,6 @@ def in_use() -> List[str]:
         for name in (b"APPTAINER_CONTAINER=", b"SINGULARITY_CONTAINER="):
             found.update(os.fsdecode(each[len(name) :]) for each in variables if each.startswith(name))
     return sorted(found)
-
-
-def digest_of(path: str) -> str:
-    """The sha256 of a file."""
-    taken = hashlib.sha256()
-    with open(path, "rb") as file:
-        for piece in iter(lambda: file.read(CHUNK), b""):
-            taken.update(piece)
-    return taken.hexdigest()
-
-
-def read_json(path: str) -> Dict[str, Any]:
-    """An object from a file; empty if there is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def free(folder: str) -> int:
-    """Bytes that may be written there; of the nearest folder that exists."""
-    while not os.path.isdir(folder) and os.path.dirname(folder) != folder:
-        folder = os.path.dirname(folder)
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
 
 
 ACTIONS = {
