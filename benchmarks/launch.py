@@ -9,7 +9,8 @@ cluster.yml, plan, connections, facts of all hosts), ``ship`` (image, code, file
 their meeting, the step). ``cold``: hosts that never saw vpipe; ``warm``: once more. By hand: scp of code and image,
 then torchrun on every host over ssh, of a program that only meets the others and passes one minibatch along.
 
-Hosts are namespaces of this machine (tests/testbed), so it needs root, and all hosts share its cores and its disk.
+Hosts are namespaces of this machine (tests/testbed), so it needs root, and all hosts share its cores and its disk:
+``--megabits 1000`` gives them the cables of a laboratory, which are slower than its memory.
 """
 
 from __future__ import annotations
@@ -81,13 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=["upload", "start"])
     parser.add_argument("--hosts", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--megabytes", type=int, default=256, help="size of what is uploaded")
+    parser.add_argument("--megabits", type=int, help="what each cable carries in a second; default: what it can")
     parser.add_argument("--image", type=Path, help="a .sif with torch, for starts in containers")
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args(argv)
     if missing := lacks():
         print(f"hosts to measure with need {missing}", file=sys.stderr)
         return 1
-    bench = Bench(Testbed())
+    bench = Bench(Testbed(), given.megabits)
     try:
         if given.only != "start":
             _print(upload(bench, given.hosts, given.megabytes << 20, given.repeats))
@@ -106,13 +108,16 @@ def _print(records: Iterator[dict[str, Any]]) -> None:
 class Bench:
     """Fresh hosts whenever they are asked for, and commands of this machine for all of them at once."""
 
-    def __init__(self, testbed: Testbed) -> None:
-        self.testbed = testbed
+    def __init__(self, testbed: Testbed, megabits: int | None) -> None:
+        self.testbed, self.megabits = testbed, megabits
 
     def fresh(self, count: int) -> list[Host]:
         """Hosts that hold nothing."""
         self.testbed.reset()
-        return self.testbed.take(count)
+        hosts = self.testbed.take(count)
+        if self.megabits:
+            self.testbed.throttle(hosts, self.megabits)
+        return hosts
 
     def ssh(self, program: str, *arguments: str) -> list[str]:
         """ssh or scp, as people type it."""
@@ -157,6 +162,7 @@ def upload(bench: Bench, counts: Sequence[int], size: int, repeats: int) -> Iter
             "case": "upload",
             "hosts": count,
             "megabytes": size >> 20,
+            "megabits": bench.megabits,
             "seconds": {way: round(median(times[count, way]), 3) for way in ways},
             "ratio_to_scp": _ratio(ours, times[count, "scp"]),
             "ratio_to_verified": _ratio(ours, times[count, "verified"]),

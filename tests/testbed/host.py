@@ -178,6 +178,12 @@ def inside(pid: int, *commands: str) -> None:
         raise RuntimeError(f"ip {'; '.join(commands)}: {done.stderr.decode()}")
 
 
+def shape(pid: int, interface: str, megabits: int) -> None:
+    """Limit what an interface of a process's network sends, by a token bucket."""
+    words = f"tc qdisc replace dev {interface} root tbf rate {megabits}mbit burst 512kb latency 50ms"
+    subprocess.run(["nsenter", "-t", str(pid), "-n", *words.split()], check=True)
+
+
 def keygen(path: Path) -> None:
     """A new ed25519 key pair."""
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "testbed", "-f", str(path)], check=True)

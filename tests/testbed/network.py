@@ -7,10 +7,11 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.testbed.host import Host, inside, keygen, until
+from tests.testbed.host import Host, inside, keygen, shape, until
 
 POOL = Path(tempfile.gettempdir()) / "vpipe-testbed"
 NETWORK = "10.213"
@@ -162,6 +163,14 @@ class Testbed:
             host.start(tied=self._tied, **options)
         self.write_files()
         return wanted
+
+    def throttle(self, hosts: Sequence[Host], megabits: int) -> None:
+        """Let every cable carry no more than so many megabits a second, in each direction."""
+        shape(os.getpid(), self._client, megabits)
+        for host in hosts:
+            for _, interface, _, cable in host.links:
+                shape(host.pid, interface, megabits)
+                shape(self._switch, cable, megabits)
 
     def _start_switch(self) -> int:
         command = ["unshare", "--net", "sleep", "infinity"]
