@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ import pytest
 from tests.places import Place
 from vpipe_cli.container import ship as module
 from vpipe_cli.container.ship import Step, ship
+from vpipe_cli.container.talk import Refusal, Talk
 from worker.errors import ImageError, TransferError, UnreachableError
 
 SIZE = 6 << 20
@@ -156,12 +160,36 @@ def test_who_cannot_be_reached_by_the_others_gets_it_from_here(
     assert image(hosts["b"], sha256).read_bytes() == sif.read_bytes()
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_machine_gives_on_what_still_arrives(tmp_path: Path, sif: Path, sha256: str, goes_on: bool) -> None:
+    """Half of it comes to the second machine before the first one gets the rest; or never does."""
+    if not addresses():
+        pytest.skip("this machine has no address but loopback")
+    first, second = places(tmp_path, "a", "b").values()
+    of_it = {"sha256": sha256, "size": SIZE, "token": "secret"}
+    with closing(Talk(first, {"do": "receive", **of_it})) as arriving:
+        assert arriving.hear()["have"] == 0
+        arriving.say({"from": 0})
+        arriving.send(sif.read_bytes()[: SIZE // 2])
+        with (
+            closing(Talk(first, {"do": "serve", "peers": addresses(), **of_it})) as giving,
+            closing(Talk(second, {"do": "fetch", "endpoints": giving.hear()["endpoints"], **of_it})) as fetching,
+        ):
+            assert fetching.hear()["got"] > 0
+            if goes_on:
+                arriving.send(sif.read_bytes()[SIZE // 2 :])
+                assert "done" in arriving.hear()
+                while "done" not in fetching.hear():
+                    pass
+                assert image(second, sha256).read_bytes() == sif.read_bytes()
+            else:
+                arriving.close()
+                with pytest.raises(Refusal, match=f"cut off after {SIZE // 2} of {SIZE} bytes"):
+                    while True:
+                        fetching.hear()
+
+
 def test_a_giver_gives_only_to_who_knows_the_token(tmp_path: Path, sif: Path, sha256: str) -> None:
-    import json
-    import socket
-
-    from vpipe_cli.container.talk import Talk
-
     if not addresses():
         pytest.skip("this machine has no address but loopback")
     place = places(tmp_path, "a")["a"]

@@ -1,7 +1,8 @@
 """One image to many machines: nothing where it is, the rest where it was cut off, once from here and then among them.
 
-Every machine is asked what it has. If none has the image, one gets it from here. Whoever has it gives it to the others,
-two at a time, over their own network; who cannot be reached there gets it from here. The digest is checked by every
+Every machine is asked what it has. If none has the image, one gets it from here. Whoever has it, or is just getting it,
+gives it to another one over their own network, so that they stand in a chain and none waits until the one before has
+all of it; who cannot be reached there gets it from here. The digest is checked by every
 machine as the bytes arrive, and only then the image gets its name (see ``vpipe_cli.onhost.images``).
 """
 
@@ -28,8 +29,6 @@ from worker.errors import ImageError, TransferError, UnreachableError
 HERE = "localhost"
 CHUNK = 1 << 20
 MOST_THREADS = 64
-AT_ONCE = 2
-"""Machines that one machine gives the image to at the same time."""
 UPLOADS = 4
 """Machines that get it from here at the same time."""
 SLOWEST = 50e6
@@ -78,6 +77,7 @@ class Shipment:
         self.progress = progress
         self.found: dict[str, dict[str, Any]] = {}
         self.givers: queue.Queue[str | None] = queue.Queue()
+        self.offered: set[str] = set()
         self.uploads = Semaphore(UPLOADS)
         self.talks: set[Talk] = set()
         self.stopped = False
@@ -92,17 +92,15 @@ class Shipment:
             if host not in missing:
                 self._tell(host, "present", self.size)
                 self._offer(host)
-        if missing and len(missing) == len(self.hosts):
-            seed = max(missing, key=lambda host: int(self.found[host]["begun"]))
-            missing.remove(seed)
-            self._upload(seed)
-            self._offer(seed)
-        self._spread(missing)
+        self._spread(missing, nobody_has_it=len(missing) == len(self.hosts))
         return {**{host: share(self.sif, self.sha256, _root()) for host in self.here}, **paths}
 
-    def _spread(self, missing: list[str]) -> None:
+    def _spread(self, missing: list[str], nobody_has_it: bool) -> None:
+        if nobody_has_it:  # the first of them gets it from here
+            missing = sorted(missing, key=lambda host: -int(self.found[host]["begun"]))
         with ThreadPoolExecutor(max(1, min(MOST_THREADS, len(missing)))) as pool:
-            done = {host: pool.submit(self._bring, host) for host in missing}
+            begins = dict.fromkeys(missing[:1], self._begin) if nobody_has_it else {}
+            done = {host: pool.submit(begins.get(host, self._bring), host) for host in missing}
             try:
                 wait(done.values())
             except BaseException:  # Ctrl-C: what goes on is ended, not waited for
@@ -163,18 +161,29 @@ class Shipment:
     def _bring(self, host: str) -> str:
         """From another machine if that can be, else from here."""
         giver = self.givers.get()
+        if giver is None:
+            return self._begin(host)
         try:
-            if giver is not None and self._fetch(host, giver):
-                self._offer(host)
-                return host
+            is_here = self._fetch(host, giver)
         finally:
             self.givers.put(giver)
-        self._upload(host)
-        self._offer(host)
+        if not is_here:
+            self._upload(host)
+        return host
+
+    def _begin(self, host: str) -> str:
+        """From here; where that fails, the next one that waits for a giver does the same."""
+        try:
+            self._upload(host)
+        except BaseException:
+            self.givers.put(None)
+            raise
         return host
 
     def _offer(self, host: str) -> None:
-        for _ in range(AT_ONCE):
+        """Let another machine have it from this one, which has it or is getting it."""
+        if host not in self.offered:
+            self.offered.add(host)
             self.givers.put(host)
 
     def _fetch(self, host: str, giver: str) -> bool:
@@ -193,6 +202,8 @@ class Shipment:
     def _follow(self, fetching: Talk, host: str, giver: str) -> None:
         while True:
             answer = fetching.hear()
+            if "waiting" not in answer:
+                self._offer(host)
             if "done" in answer:
                 self._tell(host, "present" if answer.get("here") else "done", self.size, giver)
                 return
@@ -205,6 +216,7 @@ class Shipment:
                 while "waiting" in answer:
                     self._tell(host, "waiting", answer["waiting"])
                     answer = talk.hear()
+                self._offer(host)
                 if "done" not in answer:
                     self._send(talk, host, answer)
                     answer = talk.hear()

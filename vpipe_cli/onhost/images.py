@@ -30,7 +30,7 @@ from vpipe_cli.onhost.files import (
     sync_folder,
     write_json,
 )
-from vpipe_cli.onhost.peers import addresses, hand_over, reach, read_line
+from vpipe_cli.onhost.peers import Growing, addresses, hand_over, reach, read_line
 from vpipe_cli.onhost.program import Answer, Refused, act, say
 
 SPARE = 64 << 20  # bytes of the disk that are left free
@@ -52,6 +52,7 @@ class Image:
         self.path = os.path.join(self.folder, self.sha + ".sif")
         self.stamp = os.path.join(self.folder, self.sha + ".json")
         host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+        self.lock_path = os.path.join(self.folder, ".%s.lock" % self.sha)
         self.part = os.path.join(self.folder, ".%s.%s.part" % (self.sha, host))
 
     def whole(self, again: bool = False) -> bool:
@@ -78,7 +79,7 @@ class Image:
     def lock(self) -> int:
         """Wait until nobody else brings this image here, saying so each second."""
         os.makedirs(self.folder, 0o700, exist_ok=True)
-        descriptor = os.open(os.path.join(self.folder, ".%s.lock" % self.sha), os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT, 0o600)
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -89,6 +90,30 @@ class Image:
                     sys.exit(0)
             except OSError:  # a file system without locks: parts have names of their own, and a rename is whole
                 return descriptor
+
+    def is_arriving(self) -> bool:
+        """Whether somebody brings this image here at this moment."""
+        try:
+            descriptor = os.open(self.lock_path, os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks: nobody knows
+            return False
+        finally:
+            os.close(descriptor)
+        return False
+
+    def growing(self) -> Growing:
+        """It, open to be read, whole or still arriving. Raises Refused if it is neither, OSError in between."""
+        if self.whole():
+            return Growing(open(self.path, "rb"), self.size, lambda: False)
+        if not self.is_arriving():
+            raise Refused("the image is not here")
+        return Growing(open(self.part, "rb"), self.size, self.is_arriving)
 
 
 def look(root: str, request: Dict[str, Any]) -> Answer:
@@ -168,7 +193,7 @@ def arrive(image: Image, descriptor: int, source: Source, report: bool) -> None:
         at, taken = 0, hashlib.sha256()
     os.ftruncate(descriptor, at)
     os.lseek(descriptor, at, os.SEEK_SET)
-    arrival, told = Arrival(descriptor, at, taken), time.monotonic()
+    arrival, told = Arrival(descriptor, at, taken), 0.0
     for piece in stream:
         arrival.take(piece)
         if report and time.monotonic() - told > 0.25:
@@ -183,11 +208,13 @@ def arrive(image: Image, descriptor: int, source: Source, report: bool) -> None:
 
 
 def serve(root: str, request: Dict[str, Any]) -> Answer:
-    """Give the image to the one machine that knows ``token``, over addresses from which ``peers`` can be reached."""
-    image = Image(root, request)
-    if not image.whole():
-        raise Refused("the image is not here")
-    return {"done": hand_over(image.path, request["token"], request["peers"])}
+    """Give the image to the one machine that knows ``token``, over addresses from which ``peers`` can be reached.
+
+    It may still be on its way to this one: whoever takes it looks at its digest.
+    """
+    growing = Image(root, request).growing()
+    with growing.file:
+        return {"done": hand_over(growing, request["token"], request["peers"])}
 
 
 ACTIONS = {

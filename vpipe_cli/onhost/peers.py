@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import hmac
+import os
 import select
 import socket
 import struct
 import time
-from typing import Any, Callable, Dict, List
+from typing import Any, BinaryIO, Callable, Dict, List
 
 from vpipe_cli.onhost.program import Refused, say
 
@@ -16,7 +17,28 @@ PATIENCE = 30.0  # seconds without a byte, after which another machine is given 
 SIOCGIFADDR = 0x8915
 
 
-def hand_over(path: str, token: str, peers: List[str]) -> bool:
+class Growing:
+    """An open file of ``size`` bytes, of which the last may still be on their way, as long as ``is_arriving``."""
+
+    def __init__(self, file: BinaryIO, size: int, is_arriving: Callable[[], bool]) -> None:
+        self.file, self.size = file, size
+        self._is_arriving = is_arriving
+
+    def there(self, at: int) -> int:
+        """Bytes that are there from ``at`` on, once there are some; 0 if no more come."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            more = self._is_arriving()  # asked first: what came before the last word counts
+            found = min(self.size, os.fstat(self.file.fileno()).st_size) - at
+            if found > 0:
+                return found
+            if not more:
+                break
+            time.sleep(0.02)
+        return 0
+
+
+def hand_over(growing: Growing, token: str, peers: List[str]) -> bool:
     """Give the file to the one that knows ``token``, over addresses from which ``peers`` can be reached.
 
     False if the client went away before. Raises Refused if nobody came.
@@ -32,22 +54,22 @@ def hand_over(path: str, token: str, peers: List[str]) -> bool:
         if 0 in ready:
             return False  # nobody writes: the client has gone
         for server in (each for each in servers if each in ready):
-            if give(server.accept()[0], path, token):
+            if give(server.accept()[0], growing, token):
                 return True
     raise Refused("nobody came for it")
 
 
-def give(connection: socket.socket, path: str, token: str) -> bool:
-    """Send the file from where the other side has it. False for one that does not know the token."""
+def give(connection: socket.socket, growing: Growing, token: str) -> bool:
+    """Send the file from where the other side has it, as it comes. False for one that does not know the token."""
     with connection:
         connection.settimeout(PATIENCE)
         try:
             known, _, offset = read_line(lambda: connection.recv(1)).partition(" ")
             if not hmac.compare_digest(known.encode(), token.encode()):
                 return False
-            with open(path, "rb") as file:
-                file.seek(int(offset))
-                connection.sendfile(file, int(offset))
+            at = int(offset)
+            while at < growing.size and (count := growing.there(at)):
+                at += connection.sendfile(growing.file, at, count)
         except (OSError, ValueError):
             return False
     return True
