@@ -108,8 +108,11 @@ class Communicator:
         """A tensor from a rank of this machine, once it is there. Raises StallError, PeerLost."""
         address, spec = expected.address, expected.spec
         assert self._shared is not None
+        what = (address.source, self._wire_tag(address), spec.shape, spec.dtype)
+        if not trace.is_on() and (tensor := self._shared.ready(*what)) is not None:
+            return tensor  # nobody waited, so nobody need be told
         with self._waits(address, "receive"):
-            return self._shared.receive(address.source, self._wire_tag(address), spec.shape, spec.dtype)
+            return self._shared.receive(*what)
 
     def _post(self, expected: Expected) -> Receive | Share:
         address = expected.address

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Callable
@@ -21,6 +22,10 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+ASK_SECONDS = 0.1
+"""Between two questions for the peak of memory: the kernel's answer costs as much as a small action."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class StepClock:
         self._device = device
         self._report = report
         self._step_ended = time.perf_counter()
+        self._peak, self._asked = 0, -math.inf
         self._begin_step()
 
     def _begin_step(self) -> None:
@@ -85,7 +91,7 @@ class StepClock:
         """Report the step that ``update`` has just ended."""
         now = time.perf_counter()
         self._report(
-            StepMetrics(
+            StepMetrics.model_construct(  # all are numbers of our own: nothing to validate, in a step of a millisecond
                 step=update.step,
                 time=time.time(),
                 samples=update.minibatches * self._samples,
@@ -98,7 +104,7 @@ class StepClock:
                 update=self._busy[Kind.UPDATE],
                 wait=self._waiting.seconds - self._waited_before,
                 seconds=now - self._step_ended,
-                memory=peak_memory(self._device),
+                memory=self._memory(now),
                 grad_norm=update.norm,
                 in_flight=self._in_flight,
                 versions=self._versions,
@@ -106,6 +112,11 @@ class StepClock:
         )
         self._step_ended = now
         self._begin_step()
+
+    def _memory(self, now: float) -> int:
+        if now - self._asked > ASK_SECONDS:
+            self._peak, self._asked = peak_memory(self._device), now
+        return self._peak
 
 
 class MetricsFile:

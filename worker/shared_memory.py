@@ -157,6 +157,14 @@ class SharedMemory:
         """Copy ``tensor`` over; it may be written to afterwards. Raises ConnectionError, TimeoutError."""
         self._neighbours[destination].send(tensor, tag)
 
+    def ready(self, source: int, tag: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+        """The tensor that ``source`` sends as ``tag``, if it is there already."""
+        neighbour = self._neighbours[source]
+        slot = neighbour.take(tag)
+        if slot is None and neighbour.read():
+            slot = neighbour.take(tag)
+        return None if slot is None else slot.read(shape, dtype)
+
     def receive(self, source: int, tag: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The tensor that ``source`` sends as ``tag``. Raises ConnectionError, TimeoutError."""
         neighbour = self._neighbours[source]

@@ -102,6 +102,11 @@ def begin(step: int, stage: int) -> None:
     _now.is_on = is_on
 
 
+def is_on() -> bool:
+    """Whether this step is recorded."""
+    return _now.is_on
+
+
 def span(kind: str, what: object = "", minibatch: int = -1, version: int | None = None) -> AbstractContextManager[None]:
     """Record the time inside, if this step is recorded."""
     return _Timed(kind, str(what), minibatch, version, None) if _now.is_on else _NOTHING
