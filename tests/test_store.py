@@ -16,8 +16,10 @@ from vpipe_cli.engines import ENGINES
 from vpipe_cli.runs import store
 from vpipe_cli.runs.state import standing, status
 from vpipe_cli.runs.store import Run, create, find, list_runs, new_id
+from vpipe_cli.transport.connect import connect
 from worker.errors import PreflightError, RunNotFound
 from worker.spec.files import append_event
+from worker.spec.ssh import SshSpec
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +74,17 @@ def test_create_never_takes_a_folder_that_is_there() -> None:
     run = create(new_id("bert"), "local")
     with pytest.raises(PreflightError, match="cannot make the run's folder"):
         create(run.id, "local")
+
+
+def test_a_home_that_others_could_change_is_not_used(home: Path) -> None:
+    home.parent.chmod(0o777)
+    with pytest.raises(PreflightError, match=rf"change {home}/runs: everyone may write in {home.parent}\n"):
+        create(new_id("bert"), "local")
+    assert not home.exists()
+    with pytest.raises(PreflightError, match=f"change {home}/known_hosts"):
+        connect(["localhost"], SshSpec())
+    home.parent.chmod(0o1777)
+    assert create(new_id("bert"), "local").folder.exists()
 
 
 def test_a_home_that_cannot_be_written_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

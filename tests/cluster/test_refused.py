@@ -87,6 +87,20 @@ def test_a_host_that_is_down(home: Path, testbed: Testbed) -> None:
     assert not any(host.path("/root/.vpipe/runs").exists() for host in (hosts[0], hosts[2]))
 
 
+def test_a_host_where_others_could_change_the_run(home: Path, testbed: Testbed) -> None:
+    """Its .vpipe is a link into a folder where everybody may write."""
+    hosts = testbed.take(2)
+    write(home, testbed, hosts)
+    shared = hosts[1].path("/var/tmp/shared")
+    shared.mkdir()
+    shared.chmod(0o777)
+    hosts[1].path("/root/.vpipe").symlink_to("/var/tmp/shared/ana")
+    said = refused(vpipe(home, "launch"), 104)
+    why = "others could change /root/.vpipe/runs: everyone may write in /var/tmp/shared"
+    assert f"error: h2: disk runs: {why}" in said and "h1" not in said and "`chmod o-w`" in said
+    assert list(shared.iterdir()) == []
+
+
 def test_a_damaged_image_on_one_host(home: Path, testbed: Testbed, small_image: Image) -> None:
     hosts = testbed.take(2)
     write(home, testbed, hosts, f"container: {{image: {small_image.path}}}\n")

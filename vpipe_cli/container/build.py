@@ -24,7 +24,7 @@ from pathlib import Path
 from vpipe_cli.container import store
 from vpipe_cli.container.definition import Definition, read
 from vpipe_cli.container.store import Image
-from vpipe_cli.runs.store import home
+from vpipe_cli.runs.store import home, made
 from vpipe_cli.sanitize import clean
 from worker.errors import ImageError, PreflightError, UsageError
 from worker.spec.container import image_problem
@@ -87,7 +87,7 @@ def _version(runtime: str) -> str:
 def _build(definition: Definition, key: str, runtime: str, line: Line, options: Sequence[str]) -> Image:
     if importlib.util.find_spec("spython") is None:
         raise PreflightError("building an image needs the Python package spython", "pip install spython")
-    store.folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+    made("images")
     with _workspace() as place:
         fresh = place / "image.sif"
         request = _request(definition, fresh, place, options)

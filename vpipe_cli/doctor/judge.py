@@ -9,6 +9,7 @@ from vpipe_cli.doctor.devices import busy, driver, gpus
 from vpipe_cli.doctor.finding import Finding, Verdict
 from vpipe_cli.doctor.gather import Report
 from vpipe_cli.doctor.needs import Needs
+from vpipe_cli.onhost.exposed import MEND
 from vpipe_cli.render.text import size
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -145,6 +146,8 @@ def disks(host: str, facts: Facts, needs: Needs) -> Iterator[Finding]:
 
 def _disk(host: str, check: str, room: Facts, least: int, enough: int) -> Finding:
     what = f"{size(room['free'])} free for {room['path']}"
+    if room.get("exposed"):
+        return Finding(host, check, f"others could change {room['path']}: {room['exposed']}", "fail", MEND)
     if not room["writable"]:
         return Finding(host, check, f"{room['mount']} may not be written to", "fail", _other_place(check))
     if room["free"] < least:

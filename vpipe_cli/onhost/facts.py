@@ -21,6 +21,9 @@ import threading
 import time
 from typing import Any, Callable, Dict, List, Optional
 
+from vpipe_cli.onhost.exposed import exposed
+from vpipe_cli.onhost.program import vpipe_root
+
 BEGAN = time.time()
 CLONE_NEWUSER = 0x10000000
 SECONDS = 6.0  # that any one command may take
@@ -63,11 +66,6 @@ def fill(found: Dict[str, Any], name: str, find: Callable[[], Any]) -> None:
         found[name] = {"error": "%s: %s" % (type(error).__name__, error)}
 
 
-def vpipe_root(given: Optional[str]) -> str:
-    """Where vpipe keeps everything on this machine."""
-    return os.path.abspath(os.path.expanduser(given or os.environ.get("VPIPE_HOME") or "~/.vpipe"))
-
-
 def said(*argv: str) -> str:
     """What a command prints. Raises OSError if there is none, CalledProcessError if it fails."""
     ended = subprocess.run(
@@ -105,10 +103,13 @@ def system() -> Dict[str, Any]:
 
 
 def disks(root: str) -> Dict[str, Any]:
-    """Room where runs and images are kept, where temporary files go, and in shared memory."""
+    """Room where runs and images are kept, where temporary files go, and in shared memory; who else may get at it."""
     temporary = os.environ.get("APPTAINER_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     places = {"runs": root + "/runs", "images": root + "/images", "tmp": temporary, "shm": "/dev/shm"}
-    return {name: disk(path) for name, path in places.items()}
+    found = {name: disk(path) for name, path in places.items()}
+    for name in ("runs", "images"):
+        found[name]["exposed"] = exposed(places[name])
+    return found
 
 
 def disk(path: str) -> Dict[str, Any]:

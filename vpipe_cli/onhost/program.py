@@ -12,6 +12,8 @@ import os
 import sys
 from typing import Any, Callable, Dict, Mapping, Optional
 
+from vpipe_cli.onhost.exposed import exposed
+
 Answer = Dict[str, Any]
 Action = Callable[[str, Dict[str, Any]], Answer]
 """Given vpipe's folder and the request."""
@@ -26,6 +28,8 @@ def act(actions: Mapping[str, Action], request: Dict[str, Any]) -> None:
     os.umask(0o077)
     try:
         root = vpipe_root(request.get("root"))
+        if problem := exposed(root):
+            raise Refused(problem)
         say(actions[request["do"]](root, request))
     except Refused as error:
         say({"error": str(error)})

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
+from vpipe_cli.onhost.exposed import MEND, exposed
 from worker.errors import PreflightError, RunNotFound
 from worker.spec.files import RunFiles, append_event, read_events
 
@@ -47,6 +48,22 @@ def home() -> Path:
     return (Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share") / "vpipe"
 
 
+def kept(inside: str) -> Path:
+    """What is or will be in home under this name. Raises PreflightError if others could put theirs in its place."""
+    path = home() / inside
+    if problem := exposed(str(path)):
+        raise PreflightError(f"others could change {path}: {problem}", MEND)
+    return path
+
+
+def made(inside: str) -> Path:
+    """A folder in home, made for this user alone if it is not there. Raises OSError; PreflightError as ``kept``."""
+    folder = kept(inside)
+    home().mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
 def folder_of(run: str) -> Path:
     """The folder of a run, there or not."""
     return home() / "runs" / run
@@ -65,8 +82,7 @@ def create(run: str, engine: str) -> Run:
     folder, cwd, now = folder_of(run), os.getcwd(), time.time()
     first = {"time": now, "event": "state", "state": "planning", "attempt": 1, "cwd": cwd, "engine": engine}
     try:
-        home().mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        made("runs")
         folder.mkdir()
         folder.chmod(0o700)
         append_event(RunFiles(folder).events, first)

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vpipe_cli.runs.store import home
+from vpipe_cli.runs.store import home, made
 from vpipe_cli.sweep.files import SweepFiles
 from vpipe_cli.sweep.records import Definition, Row
 from worker.errors import PreflightError, RunNotFound
@@ -57,8 +57,7 @@ def write(definition: Definition, cluster: str) -> SweepFiles:
     """Make the folder or find it, and say in it what is to be run. Raises PreflightError if that cannot be done."""
     files = SweepFiles(folder_of(definition.sweep))
     try:
-        home().mkdir(mode=0o700, parents=True, exist_ok=True)
-        files.folder.parent.mkdir(mode=0o700, exist_ok=True)
+        made("sweeps")
         files.folder.mkdir(mode=0o700, exist_ok=True)
         files.stop.unlink(missing_ok=True)
         write_atomic(files.cluster, cluster)

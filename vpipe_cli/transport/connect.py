@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
 from vpipe_cli.transport.base import Transport
-from vpipe_cli.transport.hostkeys import HostKey, record, recorded
+from vpipe_cli.transport.hostkeys import HostKey, own_file, record, recorded
 from vpipe_cli.transport.local import LocalTransport
 from vpipe_cli.transport.target import Target, resolve
 from worker.errors import UnreachableError, UntrustedHost, VpipeError
@@ -68,6 +68,7 @@ def connect(hosts: Sequence[str], ssh: SshSpec, *, partial: bool = False) -> Hos
         hosts: as ``machines`` names them; "localhost" is this machine and needs no SSH.
         partial: keep those that answer, with the others' errors in ``Hosts.errors``, in place of raising.
     Raises:
+        PreflightError: others could write the file of trusted keys.
         UnreachableError: names every host that cannot be reached, and why; UntrustedHost where keys are the reason.
     """
     routes = _Routes(ssh)
@@ -132,6 +133,7 @@ class _Routes:
     """The connections in use, one for each server, jump hosts included."""
 
     def __init__(self, ssh: SshSpec) -> None:
+        own_file()  # refused once, and not by each host
         self._ssh, self._lock = ssh, Lock()
         self._links: dict[Target, Link] = {}
 

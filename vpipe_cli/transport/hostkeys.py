@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from vpipe_cli.runs.store import home
+from vpipe_cli.runs.store import kept
 from worker.errors import UntrustedHost
 from worker.spec.files import write_atomic
 
@@ -39,8 +39,8 @@ class Recorded:
 
 
 def own_file() -> Path:
-    """vpipe's own file, which ``vpipe doctor --trust`` writes."""
-    return home() / "known_hosts"
+    """vpipe's own file, which ``vpipe doctor --trust`` writes. Raises PreflightError if others could write it too."""
+    return kept("known_hosts")
 
 
 def recorded(name: str, files: Sequence[str]) -> list[Recorded]:
@@ -77,9 +77,9 @@ def record(name: str, key: HostKey) -> None:
     """Trust ``key`` for ``name`` from now on, and no other."""
     path = own_file()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    kept = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in kept if line.partition(" ")[0] != name]
-    write_atomic(path, "\n".join([*kept, f"{name} {key.type} {base64.b64encode(key.blob).decode()}"]) + "\n")
+    lines = path.read_text().splitlines() if path.exists() else []
+    lines = [line for line in lines if line.partition(" ")[0] != name]
+    write_atomic(path, "\n".join([*lines, f"{name} {key.type} {base64.b64encode(key.blob).decode()}"]) + "\n")
 
 
 def _of(name: str, path: Path) -> Iterator[Recorded]:
