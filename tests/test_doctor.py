@@ -53,6 +53,7 @@ STORY: list[tuple[str, str, str, str, Any]] = [
     ("disk runs", "warn", "1.0 GiB free", "disks.runs.free", GIB),
     ("disk runs", "fail", "may not be written to", "disks.runs.writable", False),
     ("disk runs", "warn", "on nfs4", "disks.runs.type", "nfs4"),
+    ("disk images", "fail", "others could change /v: everyone", "disks.images.exposed", "everyone may write in /"),
     ("disk images", "fail", "needs 5.0 GiB", "disks.images.free", 4 * GIB),
     ("disk tmp", "fail", "only 3 more files", "disks.tmp.files_free", 3),
     ("shared memory", "warn", "64 MiB free", "disks.shm.free", 64 * MIB),

@@ -18,6 +18,7 @@ from tests.places import Place
 from vpipe_cli.container import ship as module
 from vpipe_cli.container.ship import Step, ship
 from vpipe_cli.container.talk import Refusal, Talk
+from vpipe_cli.onhost import arrival
 from worker.errors import ImageError, TransferError, UnreachableError
 
 SIZE = 6 << 20
@@ -108,6 +109,20 @@ def wait_for_part(place: Place) -> None:
     """Until the program there has noticed that nobody speaks any more: it lets go of its lock."""
     lock = next((place.root / "images").glob(".*.lock"))
     subprocess.run(["flock", str(lock), "true"], timeout=20, check=True)
+
+
+def test_what_arrives_is_hashed_and_written_piece_by_piece(
+    tmp_path: Path, sif: Path, sha256: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrival, "STRIDE", 1 << 20)  # several of them
+    whole, begun = sif.read_bytes(), 12345
+    with (tmp_path / "part").open("w+b", buffering=0) as file:
+        file.write(whole[:begun])
+        arriving = arrival.Arrival(file.fileno(), begun, hashlib.sha256(whole[:begun]))
+        for start in range(begun, SIZE, 70_001):
+            arriving.take(whole[start : start + 70_001])
+        assert (arriving.at, arriving.digest()) == (SIZE, sha256)
+    assert (tmp_path / "part").read_bytes() == whole
 
 
 def test_what_is_not_the_image_never_gets_its_name(tmp_path: Path, sif: Path) -> None:

@@ -188,10 +188,13 @@ def test_file_and_overrides(here: Path, given: list[str], path: str, overrides: 
     assert split(given) == (Path(path), overrides)
 
 
-def test_dry_run_prints_and_touches_nothing(here: Path) -> None:
+def test_dry_run_prints_and_touches_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_NAME", "\x1b[2Jx")
     result = invoke("launch", "--dry-run", "steps=7", "-o", "json")
     assert Launch.model_validate_json(result.stdout).job.spec.run.steps == 7
-    assert "stage 1, layers" in invoke("launch", "--dry-run").stdout
+    assert json.loads(result.stdout)["ranks"][0]["env"]["LC_NAME"] == "\x1b[2Jx"
+    text = invoke("launch", "--dry-run").stdout
+    assert "stage 1, layers" in text and "\x1b" not in text
     assert os.listdir(here) == ["cluster.yml"]
 
 

@@ -85,8 +85,12 @@ def resolve_spec(spec: ClusterSpec, build: bool = True) -> Launch:
 
 def _show(resolved: Launch, output: str) -> None:
     from vpipe_cli.launch import describe
+    from vpipe_cli.sanitize import clean
 
-    typer.echo(resolved.model_dump_json(indent=2) if output == "json" else describe(resolved))
+    if output == "json":
+        typer.echo(resolved.model_dump_json(indent=2))
+    else:
+        typer.echo("\n".join(map(clean, describe(resolved).split("\n"))))
 
 
 def start(
