@@ -15,6 +15,8 @@ CANARY = "vpipe-was-executed"
 """A file that nothing but a shell that read one of these strings would make."""
 EVIL = f"-rf $(touch {CANARY}) `touch {CANARY}`; touch {CANARY} | touch {CANARY} & 'q' \" \\ * {{a,b}} %s # [red]"
 """All at once, in one line and without a slash, so that it can name a file too."""
+BOUND = EVIL.translate({ord(character): "_" for character in '",\\'})
+"""Of that what a bind may hold."""
 STRINGS = (
     EVIL,
     f"x\ntouch {CANARY}\n",

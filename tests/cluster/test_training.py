@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests import canary
+from tests.hostile import BOUND, CANARY, EVIL
 from tests.rig import with_token
 from tests.testbed.host import Host, keygen
 from tests.testbed.network import Testbed
@@ -137,23 +138,23 @@ def test_a_bastion_and_a_port_user_and_key_of_ones_own(
     assert all(list(host.path("/home/ana/.vpipe/runs").iterdir()) for host in hosts)
 
 
-CONTAINER = """
-container:
-  image: {image}
-  binds: ["{corpus}:/corpus"]
-"""
-
-
 def test_four_hosts_in_containers(
     shell: Shell, testbed: Testbed, alone: Callable[..., str], worker_image: Image
 ) -> None:
-    """The image has its own Python and its own torch of the same version. It is sent once, for all launches."""
+    """The image has its own Python and its own torch of the same version. It is sent once, for all launches.
+
+    Image, bind and data have names that no shell must read.
+    """
     machines = slots(testbed.take(4), 1, 1, 1, 1)
-    more = CONTAINER.format(image=worker_image.path, corpus=shell.corpus)
-    assert shell.weights(machines, *BSP, "data.path=/corpus", more=more) == alone(*BSP)
+    image, corpus = shell.folder / f"{EVIL}.sif", shell.corpus.rename(shell.folder / BOUND)
+    image.symlink_to(worker_image.path)
+    more = f"container: {json.dumps({'image': str(image), 'binds': [f'{corpus}:/{BOUND}']})}\n"
+    inside = f"data.path={json.dumps(f'/{BOUND}')}"
+    assert shell.weights(machines, *BSP, inside, more=more) == alone(*BSP)
     assert all(re.search(rf"^h{n}: has all \d+ MiB, from ", shell.said, re.MULTILINE) for n in (1, 2, 3, 4))
-    assert shell.weights(machines, *ASP, "data.path=/corpus", more=more) == alone(*ASP)
+    assert shell.weights(machines, *ASP, inside, more=more) == alone(*ASP)
     assert "image" not in shell.said and "has all" not in shell.said
+    assert list(shell.folder.rglob(CANARY)) == []
 
 
 def test_a_secret_of_the_client_is_on_no_command_line_and_in_no_file(shell: Shell, testbed: Testbed) -> None:
