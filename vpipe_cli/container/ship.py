@@ -80,12 +80,21 @@ class Shipment:
         self.offered: set[str] = set()
         self.uploads = Semaphore(UPLOADS)
         self.talks: set[Talk] = set()
+        self.looked: dict[str, Talk] = {}
+        """Conversations that can go on, which is sooner than to begin another one."""
         self.stopped = False
 
     def run(self, repair: bool) -> dict[str, str]:
         """Look everywhere, then bring it where it lacks."""
-        self.found = self._look(repair)
-        self._refuse()
+        try:
+            self.found = self._look(repair)
+            self._refuse()
+            return self._bring_all()
+        finally:
+            for host in list(self.looked):
+                self.looked.pop(host).close()
+
+    def _bring_all(self) -> dict[str, str]:
         paths = {host: str(self.found[host]["path"]) for host in self.hosts}
         missing = [host for host in self.hosts if not self.found[host]["here"]]
         for host in self.hosts:
@@ -120,9 +129,13 @@ class Shipment:
         """A conversation about this image that ``_stop`` ends too."""
         if self.stopped:
             raise UnreachableError(f"{host}: shipping was ended")
-        talk = Talk(self.hosts[host], {"sha256": self.sha256, "size": self.size, **request})
+        whole = {"sha256": self.sha256, "size": self.size, **request}
+        looked = self.looked.pop(host, None)
+        talk = looked or Talk(self.hosts[host], whole)
         self.talks.add(talk)
         try:
+            if looked:
+                looked.say(whole)
             yield talk
         finally:
             self.talks.discard(talk)
@@ -132,14 +145,20 @@ class Shipment:
         request = {"do": "look", "sha256": self.sha256, "size": self.size, "repair": repair}
         limit = 60 + 2 * self.size / SLOWEST
 
-        def one(transport: Transport) -> dict[str, Any]:
-            found: dict[str, Any] = ask(transport, "images", request, timeout=limit)
-            if "error" in found:
-                raise TransferError(f"{transport.host}: {found['error']}", ROOM)
-            return found
+        def one(host: str) -> dict[str, Any]:
+            self.looked[host] = Talk(self.hosts[host], request)
+            try:
+                return self.looked[host].hear(limit)
+            except Refusal as refusal:
+                raise TransferError(f"{host}: {refusal}", ROOM) from None
+            except UnreachableError:
+                ask(self.hosts[host], "images", request, timeout=limit)  # which knows if it is for lack of a python3
+                raise
+            except TimeoutError as error:
+                raise UnreachableError(f"{host}: {error}") from None
 
         with ThreadPoolExecutor(max(1, min(MOST_THREADS, len(self.hosts)))) as pool:
-            asked = {host: pool.submit(one, transport) for host, transport in self.hosts.items()}
+            asked = {host: pool.submit(one, host) for host in self.hosts}
         gather({host: future.exception() or "" for host, future in asked.items()})
         return {host: future.result() for host, future in asked.items()}
 

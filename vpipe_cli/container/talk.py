@@ -37,16 +37,16 @@ class Talk:
         """End the conversation, from any thread."""
         self._channel.close()
 
-    def hear(self) -> dict[str, Any]:
+    def hear(self, patience: float = SILENCE) -> dict[str, Any]:
         """The next line.
 
         Raises:
             Refusal: it is the last one, and says why.
-            UnreachableError: the connection broke; TimeoutError: there was none in SILENCE seconds.
+            UnreachableError: the connection broke; TimeoutError: there was none in ``patience`` seconds.
         """
         while b"\n" not in self._heard:
             try:
-                data = self._channel.read(SILENCE)
+                data = self._channel.read(patience)
             except ValueError:  # closed by ``close`` in another thread
                 data = b""
             if not data:

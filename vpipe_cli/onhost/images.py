@@ -34,13 +34,16 @@ from vpipe_cli.onhost.peers import Growing, addresses, hand_over, reach, read_li
 from vpipe_cli.onhost.program import Answer, Refused, act, say
 
 SPARE = 64 << 20  # bytes of the disk that are left free
+LONGEST = 64 << 10  # bytes of a request
 Source = Callable[[int, str], Tuple[int, Iterator[bytes]]]
 """Given the bytes that are here and their sha256: where it goes on from, and the bytes from there."""
 
 
 def main(request: Dict[str, Any]) -> None:
-    """Do ``request["do"]``: look, receive, fetch, serve."""
+    """Do ``request["do"]``: look, receive, fetch, serve; after a look, what the client asks for then, if anything."""
     act(ACTIONS, request)
+    if request["do"] == "look" and (line := read_line(lambda: os.read(0, 1), LONGEST)):
+        act(ACTIONS, json.loads(line))
 
 
 class Image:
@@ -141,7 +144,10 @@ def receive(root: str, request: Dict[str, Any]) -> Answer:
 
     def source(have: int, prefix: str) -> Tuple[int, Iterator[bytes]]:
         say({"have": have, "prefix": prefix})
-        offset = int(json.loads(read_line(lambda: os.read(0, 1)))["from"])
+        line = read_line(lambda: os.read(0, 1))
+        if not line:
+            raise Refused("the other side has gone")
+        offset = int(json.loads(line)["from"])
         return offset, pieces(lambda count: os.read(0, count), request["size"] - offset)
 
     return take_in(Image(root, request), source)
