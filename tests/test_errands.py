@@ -22,7 +22,7 @@ from vpipe_cli.runs.orphans import orphans
 from vpipe_cli.runs.places import places
 from vpipe_cli.runs.remove import check, remove
 from vpipe_cli.runs.stacks import innermost, stacks
-from vpipe_cli.transport.shell import command
+from vpipe_cli.transport.shell import command, enter
 from worker.errors import UnreachableError, UsageError
 from worker.spec.files import RunFiles
 from worker.spec.ssh import SshSpec
@@ -197,7 +197,7 @@ def test_rm_removes_on_the_hosts_first(spread: Spread) -> None:
 
 def test_the_ssh_command_goes_the_way_of_vpipe_itself(testbed: Testbed) -> None:
     (host,) = testbed.take(1)
-    argv = command(host.name, SshSpec(config=str(testbed.ssh_config)), "/var/tmp/it's; here")
+    argv = command(host.name, SshSpec(config=str(testbed.ssh_config)), enter("/var/tmp/it's; here"))
     assert argv[0] == "ssh" and argv[-2] == host.name and f"HostName={host.address}" in argv
     host.path("/var/tmp/it's; here").mkdir()
     argv.insert(1, "-T")

@@ -217,13 +217,14 @@ def describe(launch: Launch) -> str:
 
 
 def _in_place(launch: Launch, text: str) -> str:
-    """Where the job goes to Slurm, paths as the nodes see them, and what sbatch is given."""
+    """Where the job goes to Slurm, paths as the nodes see them, and what sbatch is given. Only a login node elsewhere
+    knows its own, so that they are shown as those of other hosts are."""
     if launch.job.spec.engine != "slurm":
         return text
     from vpipe_cli.runs.store import home
     from vpipe_cli.slurm.script import script
 
-    root = str(home())
+    root = placing.ROOT if launch.job.spec.slurm.login else str(home())
     lines = [f"  {line}".rstrip() for line in script(launch, root).splitlines()]
     return "\n".join([text.replace(placing.ROOT, root), "", "sbatch is given:", "", *lines])
 

@@ -9,12 +9,14 @@ Requests, by ``op``:
 where   -> ``root`` (where vpipe keeps everything), ``address`` (the one this connection came in by, or empty),
            ``home``, ``name``
 towards ``peer`` -> ``address``, its own one that leads there
-sync    ``folder, ranks, host, top, have, only, logs`` -> ``files`` [name, kind, offset, size, mark], ``more``,
+sync    ``folder, ranks, host, top, have, only, logs, shared`` -> ``files`` [name, kind, offset, size, mark], ``more``,
            ``alive``; their bytes follow in order. ``have`` is what the client has: the size of files that only grow,
            the ``mark`` of others. ``top`` asks for the files of the run itself, which the head keeps; ``only`` for
-           these names alone; ``logs`` false leaves out those of the ranks. A file of the kind ``skips`` grows, and has
-           a hole between what the client has and ``offset``
+           these names alone; ``logs`` false leaves out those of the ranks; ``shared`` says that the folder is that of
+           all machines of the run. A file of the kind ``skips`` grows, and has a hole between what the client has and
+           ``offset``
 write   ``files`` {path: text} -> writes each whole and durably, mode 0600; folders 0700
+append  ``path, text`` -> adds a line durably
 have    ``paths`` -> ``there``, those that exist
 start   ``argv, input, limit`` (seconds) -> ``code, out, err`` of a command that ends by itself
 """
@@ -33,8 +35,10 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 PER_FILE = 1 << 20  # bytes of one file in one answer
 PER_ANSWER = 8 << 20
 GROWS = (".jsonl", ".log", ".stacks")
-PRIVATE = ("job.json", "plan.json", "launch.json", "request.json")
-"""Files of the run that the client itself has written."""
+PRIVATE = ("job.json", "plan.json", "launch.json", "request.json", "slurm.json", "queue.json", "allocation.json")
+"""Files of the run that the client itself has written; and the secret of an allocation, which stays where it is."""
+PLACED = ("job.json", "launch.json", "slurm.log")
+"""What a job of Slurm writes anew with the nodes of its allocation, and what its script says."""
 
 Answer = Tuple[Dict[str, Any], bytes]
 
@@ -67,7 +71,7 @@ def sync(request: Dict[str, Any]) -> Answer:
     alive = is_locked(lock)  # before reading: what was written before the end is then read
     files, pieces, left = [], [], PER_ANSWER
     more, logs = False, request.get("logs", True)
-    for name in names(folder, request["ranks"], request["host"], request["top"]):
+    for name in names(folder, request["ranks"], request["host"], request["top"], request.get("shared", False)):
         if (only is not None and name not in only) or (not logs and is_log(name)):
             continue
         had = have.get(name)
@@ -86,13 +90,15 @@ def sync(request: Dict[str, Any]) -> Answer:
     return {"files": files, "more": more, "alive": alive}, b"".join(pieces)
 
 
-def names(folder: str, ranks: List[int], host: str, top: bool) -> Iterator[str]:
+def names(folder: str, ranks: List[int], host: str, top: bool, shared: bool = False) -> Iterator[str]:
     """The files that a client may have, relative to the run's folder."""
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
         path = os.path.join(folder, name)
         if name in (f"hostd-{host}.log", f"end-{host}.json") or (
             top and name.endswith((".json", ".jsonl")) and _public(name)
         ):
+            yield name
+        elif shared and (name in PLACED or (name.startswith("hostd-") and name.endswith(".log"))):
             yield name
         elif os.path.isdir(path) and (name.startswith("attempt-") or name in ("metrics", "trace")):
             for rank in ranks:
@@ -166,6 +172,21 @@ def write(request: Dict[str, Any]) -> Answer:
     return {}, b""
 
 
+def append(request: Dict[str, Any]) -> Answer:
+    """One line more, on a line of its own even after one that a killed writer left torn; as worker.spec.files does."""
+    descriptor = os.open(request["path"], os.O_RDWR | os.O_APPEND)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        rest = (b"\n" if torn else b"") + request["text"].encode()
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return {}, b""
+
+
 def towards(request: Dict[str, Any]) -> Answer:
     """The IPv4 address of this machine from which packets to ``peer`` leave; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -196,6 +217,7 @@ OPERATIONS: Dict[str, Callable[[Dict[str, Any]], Answer]] = {
     "where": where,
     "sync": sync,
     "write": write,
+    "append": append,
     "have": have,
     "towards": towards,
     "start": start,

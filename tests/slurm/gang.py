@@ -37,7 +37,13 @@ LEAVES = (
 """Leaves when it is asked to, as a rank does that has saved."""
 
 
-def launch_of(run: Run, programs: Sequence[str], slurm: dict[str, object], settings: dict[str, object]) -> Launch:
+def launch_of(
+    run: Run,
+    programs: Sequence[str],
+    slurm: dict[str, object],
+    settings: dict[str, object],
+    ssh_config: str | None = None,
+) -> Launch:
     """One rank on each node; each runs its program."""
     given = {"nodes": len(programs), **slurm}
     spec = ClusterSpec.model_validate(
@@ -45,6 +51,7 @@ def launch_of(run: Run, programs: Sequence[str], slurm: dict[str, object], setti
             "machines": [f"node[1-{len(programs)}]:cpu"],
             "engine": "slurm",
             "slurm": given,
+            "ssh": {"config": ssh_config},
             "python": sys.executable,
             "pipeline": {"stages": len(programs)},
             "run": settings,
@@ -59,10 +66,12 @@ def launch_of(run: Run, programs: Sequence[str], slurm: dict[str, object], setti
     return launch.model_copy(update={"ranks": ranks, "grace": 2.0})
 
 
-def start(program: str, *, slurm: dict[str, object] | None = None, **settings: object) -> Run:
+def start(
+    program: str, *, slurm: dict[str, object] | None = None, ssh_config: str | None = None, **settings: object
+) -> Run:
     """A run on two nodes that was queued; ``slurm`` are values of that section, ``settings`` of ``run``."""
     run = create(new_id("gang"), "slurm")
-    ENGINE.start(run, launch_of(run, [program] * 2, slurm or {}, settings), "")
+    ENGINE.start(run, launch_of(run, [program] * 2, slurm or {}, settings, ssh_config), "")
     return run
 
 

@@ -58,6 +58,21 @@ def started_as_worker(program: str, folder: Path) -> Run:
     return run
 
 
+def shell_of_rank_1(answer: str) -> int:
+    """What a shell on its node ends with, once it has said where it is."""
+    shell, terminal = pty.openpty()
+    command = [sys.executable, "-m", "vpipe_cli.app", "ssh", "--rank", "1"]
+    person = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
+    os.close(terminal)
+    os.write(shell, b"echo on $SLURMD_NODENAME in $PWD; exit 3\n")
+    said = b""
+    while answer.encode() not in said:
+        said += os.read(shell, 4096)
+    code = person.wait(60)
+    os.close(shell)
+    return code
+
+
 def test_on_the_nodes_of_a_job(
     slurm: Slurm, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -78,16 +93,7 @@ def test_on_the_nodes_of_a_job(
     assert [zero.host, one.host] == slurm.nodes and {zero.pid, one.pid} == {gang.rank_on(run, n) for n in slurm.nodes}
     assert "where_it_waits" in zero.stack and "where_it_waits" in one.stack
 
-    shell, terminal = pty.openpty()
-    command = [sys.executable, "-m", "vpipe_cli.app", "ssh", "--rank", "1"]
-    person = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
-    os.close(terminal)
-    os.write(shell, b"echo on $SLURMD_NODENAME in $PWD; exit 3\n")
-    said = b""
-    while f"on n2 in {run.folder}".encode() not in said:
-        said += os.read(shell, 4096)
-    assert person.wait(60) == 3
-    os.close(shell)
+    assert shell_of_rank_1(f"on n2 in {run.folder}") == 3
 
     gang.ENGINE.request_stop(run)
     assert gang.end(run).state == "stopped"

@@ -75,6 +75,12 @@ def test_dry_run_shows_it_with_the_paths_of_the_nodes(launch: Launch, tmp_path: 
     assert str(tmp_path) in shown
 
 
+def test_dry_run_for_a_login_node_elsewhere_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VPIPE_HOME", str(tmp_path))
+    launch = gang.launch_of(create(new_id("gang"), "slurm"), [gang.SLEEP] * 2, {"login": "nobody"}, {})
+    assert f'#SBATCH --output="~/.vpipe/runs/{launch.run}/slurm.log"' in describe(launch)
+
+
 def test_an_image_of_each_node(launch: Launch) -> None:
     spec = launch.job.spec.model_copy(
         update={"slurm": launch.job.spec.slurm.model_copy(update={"image": "sbcast", "node_folder": "/local/"})}
@@ -110,7 +116,9 @@ def test_further_options(option: str, says: str) -> None:
     assert says in problem and bool(says) == bool(problem)
 
 
-@pytest.mark.parametrize("value", ["time: soon", "partition: 'a b'", "account: '-x'", "node_folder: tmp", "time: 0"])
+@pytest.mark.parametrize(
+    "value", ["time: soon", "partition: 'a b'", "account: '-x'", "node_folder: tmp", "time: 0", "login: -h"]
+)
 def test_values_that_are_none(value: str) -> None:
     key = value.partition(":")[0]
     (problem,) = configs.problems(f"{SLURM}, {value}}}\n")

@@ -85,10 +85,9 @@ def test_a_killed_rank_ends_the_run_where_no_restart_is_left(slurm: Slurm) -> No
     assert now.first_failure["cause"].startswith("killed by SIGKILL")
 
 
-def test_a_signal_before_the_time_limit_queues_the_run_again(slurm: Slurm) -> None:
-    """What --signal=B:USR1@N does, without the minutes of a real limit."""
-    run = gang.running(gang.start(gang.LEAVES))
-    slurm.run("scancel", "--signal=USR1", "--batch", gang.job(run))
+def test_a_time_limit_that_comes_near_queues_the_run_again(slurm: Slurm) -> None:
+    """Slurm looks at limits every 30 s: at the first look 5 minutes are already too near, and the signal goes out."""
+    run = gang.running(gang.start(gang.LEAVES, slurm={"time": 5, "save_before": 299}))
     now = gang.end(run)
     assert (now.state, now.attempt) == ("succeeded", 2)
     assert gang.states(run)[-5:] == ["restarting", "pending", "starting", "running", "succeeded"]

@@ -210,6 +210,7 @@ def test_the_script_of_an_array(here: Path) -> None:
     [
         (("lr=1e-3,2e-3",), True),
         (("slurm.qos=low,high",), False),
+        (("lr=1e-3,2e-3", "slurm.login=h1"), False),
         (("lr=1e-3,2e-3", "slurm.nodes=1,2"), False),
         (("engine=slurm,local", "machines=[cpu]"), False),
         (("lr=1e-3,2e-3", "engine=local", "machines=[cpu*2]"), False),

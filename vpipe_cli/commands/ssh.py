@@ -19,10 +19,10 @@ def ssh(
     rank: Annotated[int, typer.Option("--rank", min=0, help="whose machine")] = 0,
 ) -> None:
     """Open a shell on the machine of a rank, in the run's folder there."""
-    from vpipe_cli.runs.places import choose, job_of, places, ssh_of
+    from vpipe_cli.runs.places import choose, hosts_of, job_of, places, ssh_of
     from vpipe_cli.runs.store import find
     from vpipe_cli.slurm.node import shell as step_shell
-    from vpipe_cli.transport.shell import command
+    from vpipe_cli.transport.shell import command, enter
     from worker.errors import UsageError
 
     found = find(run)
@@ -31,14 +31,13 @@ def ssh(
         shell = os.environ.get("SHELL") or "/bin/sh"
         os.chdir(place.cwd)
         os.execvpe(shell, [shell], {**os.environ, **place.env})
-    on_slurm = found.engine == "slurm"
-    argv = (
-        step_shell(job_of(found), place.host, place.folder)
-        if on_slurm
-        else command(place.host, ssh_of(found), place.folder)
-    )
+    machine, argv = place.host, enter(place.folder)
+    if found.engine == "slurm":
+        machine, argv = next(iter(hosts_of(found)), ""), step_shell(job_of(found), place.host, place.folder)
+    if machine:
+        argv = command(machine, ssh_of(found), argv)
     try:
         os.execvp(argv[0], argv)
     except FileNotFoundError:
-        hint = "type it where jobs are submitted" if on_slurm else "install OpenSSH's client"
+        hint = "type it where jobs are submitted" if not machine else "install OpenSSH's client"
         raise UsageError(f"there is no program `{argv[0]}` here", hint) from None

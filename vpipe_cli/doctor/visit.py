@@ -16,12 +16,19 @@ from worker.spec.cluster import ClusterSpec
 
 def visit(spec: ClusterSpec) -> list[Finding]:
     """All findings of all hosts of a job, in the order of ``machines``, spares behind them."""
-    names = machines.hosts(every_slot(spec))
+    names = _reached(spec)
     with connect(names, spec.ssh, partial=True) as hosts:
         found = examine(hosts, spec)
         found += [silent(host, error) for host, error in hosts.errors.items()]
     order = {host: place for place, host in enumerate(names)}
     return sorted(found, key=lambda finding: order[finding.host])
+
+
+def _reached(spec: ClusterSpec) -> list[str]:
+    """The hosts that SSH, or nobody, has to reach: a job on Slurm goes through its login node alone."""
+    if spec.engine == "slurm" and spec.slurm.login:
+        return [spec.slurm.login]
+    return machines.hosts(every_slot(spec))
 
 
 def trust_hosts(spec: ClusterSpec, agree: Callable[[Offer], bool]) -> None:
@@ -39,7 +46,7 @@ def trust_hosts(spec: ClusterSpec, agree: Callable[[Offer], bool]) -> None:
             refused.add(offer.target.known_as)
         return agreed
 
-    for host in machines.hosts(every_slot(spec)):
+    for host in _reached(spec):
         if host != machines.HERE:
             with suppress(UnreachableError, TimeoutError):
                 trust(host, spec.ssh, once)

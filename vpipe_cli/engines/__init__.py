@@ -20,4 +20,4 @@ def bring_logs(run: Run, wait: float) -> dict[str, VpipeError]:
     Returns why hosts did not answer. Where ranks write into that folder themselves there is nothing to do.
     """
     engine = ENGINES.get(run.engine)
-    return engine.bring_logs(run, wait) if isinstance(engine, SshEngine) else {}
+    return engine.bring_logs(run, wait) if isinstance(engine, SshEngine | SlurmEngine) else {}

@@ -24,6 +24,8 @@ from worker.spec.files import RunFiles, read_events, write_atomic
 from worker.spec.records import FINAL
 
 AGAIN = 0.5  # seconds between two passes
+FIRST_LOOK = 20.0  # seconds a command waits for what the hosts say, at first
+NEXT_LOOK = 0.3  # and later on, while somebody watches
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 EVENTS = "events.jsonl"
 ALL_OF_IT = 2**62
@@ -40,10 +42,20 @@ class Mirror:
     Args:
         folders: the run's folder on each host, the head's first.
         ranks: the ranks of each host.
+        shared: whether the folder, which only one host is asked for, is that of all machines of the run. Who lives on
+            those it cannot tell: for it, they do until the run has ended.
     """
 
-    def __init__(self, files: RunFiles, folders: dict[str, str], ranks: dict[str, list[int]], connect: Connect) -> None:
+    def __init__(
+        self,
+        files: RunFiles,
+        folders: dict[str, str],
+        ranks: dict[str, list[int]],
+        connect: Connect,
+        shared: bool = False,
+    ) -> None:
         self._files, self._folders, self._ranks, self._connect = files, folders, ranks, connect
+        self._shared = shared
         self.head = next(iter(folders))
         self.errors: dict[str, VpipeError] = {}
         self.alive: dict[str, bool] = {}
@@ -61,6 +73,11 @@ class Mirror:
     def members(self) -> list[str]:
         """All hosts but the head's."""
         return [host for host in self._folders if host != self.head]
+
+    def look(self, wait: float | None) -> None:
+        """A pass as ``Engine.refresh`` asks for it: soon, not necessarily at once, while one watches."""
+        default = NEXT_LOOK if self.passes else FIRST_LOOK
+        self.refresh(default if wait is None else wait, at_once=wait is not None)
 
     def refresh(self, wait: float, at_once: bool = False, logs: bool = False) -> None:
         """Begin a pass, unless one runs or (not ``at_once``) has just ended; wait for its end at most ``wait`` s.
@@ -99,6 +116,15 @@ class Mirror:
         """Leave the file ``stop`` on the head. Raises UnreachableError if that is not possible."""
         with HostFiles(self._transport(self.head)) as server:
             server.ask("write", files={f"{self._folders[self.head]}/stop": ""})
+
+    def append(self, name: str, text: str) -> None:
+        """Add a line to a file of the head. Raises UnreachableError."""
+        with HostFiles(self._transport(self.head)) as server:
+            server.ask("append", path=f"{self._folders[self.head]}/{name}", text=text)
+
+    def connected(self) -> Transport | None:
+        """The way to the head, if it answered when it was last spoken to."""
+        return None if self.head in self.errors else self._transports.get(self.head)
 
     def _transport(self, host: str) -> Transport:
         if host not in self._transports:
@@ -183,6 +209,7 @@ class Mirror:
     def _copy(self, host: str) -> None:
         """Everything else that is new on a host; what its ranks printed once they have ended, or if it is asked for."""
         alive, _ = self._bring(host, None, logs=False)
+        alive = alive or (self._shared and not self._over)
         if self._all_logs or self._over or not alive:
             _, whole = self._bring(host, None if self._all_logs else AT_ONCE, logs=True)
             if whole and not alive and self._over:
@@ -202,13 +229,13 @@ class Mirror:
                 return answer["alive"], not answer["more"]
 
     def _sync(self, host: str, **fields: Any) -> tuple[dict[str, Any], bytes]:
-        place = {"folder": self._folders[host], "ranks": self._ranks[host], "host": host}
+        place = {"folder": self._folders[host], "ranks": self._ranks[host], "host": host, "shared": self._shared}
         return self._servers[host].exchange("sync", SYNC_LIMIT, top=host == self.head, **place, **fields)
 
     def _have(self, host: str) -> dict[str, Any]:
         have: dict[str, Any] = {name: mark for (of, name), mark in self._marks.items() if of == host}
         root = self._files.folder
-        grown = [f"hostd-{host}.log", *(name.name for name in root.glob("*.jsonl"))]
+        grown = [path.name for pattern in ("*.log", "*.jsonl") for path in root.glob(pattern)]
         for rank in self._ranks[host]:
             for path in [*root.glob(f"attempt-*/rank-{rank}.*"), *root.glob(f"*/rank-{rank}.jsonl")]:
                 if path.suffix in (".log", ".stacks", ".jsonl"):

@@ -13,7 +13,7 @@ from vpipe_cli.runs.state import standing
 from vpipe_cli.runs.store import Run
 from vpipe_cli.slurm.node import NodeTransport
 from vpipe_cli.transport.base import Transport
-from vpipe_cli.transport.connect import connect
+from vpipe_cli.transport.connect import HERE, connect
 from vpipe_cli.transport.local import LocalTransport
 from worker.errors import NotFinished, UsageError
 from worker.spec.job import Job
@@ -52,7 +52,8 @@ def places(run: Run) -> list[Place]:
         raise NotFinished(f"run {run.id} has no ranks yet", f"`vpipe status {run.id}` says how it stands") from None
     if run.engine == "slurm":
         _must_have_nodes(run)
-        folders = dict.fromkeys((rank["host"] for rank in launch["ranks"]), str(run.folder))
+        folder = next(iter(folders.values()), str(run.folder))
+        folders = dict.fromkeys((rank["host"] for rank in launch["ranks"]), folder)
     if run.engine != "local" and not folders:
         raise NotFinished(f"run {run.id} has not come to its hosts", f"`vpipe status {run.id}` says how it stands")
     return [_place(run, rank, folders.get(rank["host"])) for rank in launch["ranks"]]
@@ -68,9 +69,13 @@ def _must_have_nodes(run: Run) -> None:
 
 
 def job_of(run: Run) -> str:
-    """The job of Slurm that has the nodes of a run. Raises NotFinished where none has begun."""
+    """The job of Slurm that has the nodes of a run. Raises NotFinished where none has begun.
+
+    Each task of an array has a number of its own, which its allocation knows. One that is elsewhere is of no array.
+    """
+    file = run.files.slurm if run.files.hosts.exists() else run.folder / ALLOCATION
     try:
-        return str(json.loads((run.folder / ALLOCATION).read_bytes())["job"])
+        return str(json.loads(file.read_bytes())["job"])
     except (OSError, ValueError, KeyError):
         raise NotFinished(f"run {run.id} has no nodes yet", f"`vpipe status {run.id}` says how it stands") from None
 
@@ -104,8 +109,9 @@ def ssh_of(run: Run) -> SshSpec:
 def reached(run: Run, hosts: Sequence[str]) -> Iterator[Mapping[str, Transport]]:
     """Connections to some hosts of a run. Raises UnreachableError."""
     if run.engine == "slurm":
-        job = job_of(run)
-        yield {host: NodeTransport(job, host) for host in hosts}
+        job, login = job_of(run), list(hosts_of(run))
+        with connect(login or [HERE], ssh_of(run)) as found:
+            yield {host: NodeTransport(found[login[0] if login else HERE], job, host) for host in hosts}
         return
     if not hosts_of(run):
         yield {host: LocalTransport() for host in hosts}

@@ -177,7 +177,7 @@ class RemoteReader:
 
     Args:
         find: names the logs anew at every look; a restart adds some.
-        folders: the run's folder on each host.
+        folders: the run's folder on each host; where it lies on storage that they share, on the one that is asked.
         dial: connects to a host. Raises UnreachableError.
         say: is told what stands in the way, where it is waited for.
     """
@@ -197,7 +197,7 @@ class RemoteReader:
     @property
     def quiet(self) -> bool:
         """Whether nothing more is to be expected: every log is read to its end, or its host does not answer."""
-        hosts = [self._hosts[host] for host in {source.host for source in self.sources}]
+        hosts = [self._of(source) for source in self.sources]
         return bool(hosts) and all(host.ended or host.lost for host in hosts)
 
     def tails(self, rest: bool) -> list[list[bytes]]:
@@ -208,11 +208,15 @@ class RemoteReader:
         """What is new in each log; the hosts know by themselves where nobody writes any more."""
         for source in self._find():
             if source not in self.sources:
-                self._hosts[source.host].add(len(self.sources), source)
+                self._of(source).add(len(self.sources), source)
                 self.sources.append(source)
         for host in self._hosts.values():
             host.begin()
-        return [self._hosts[source.host].blocks(number) for number, source in enumerate(self.sources)]
+        return [self._of(source).blocks(number) for number, source in enumerate(self.sources)]
+
+    def _of(self, source: Source) -> HostLogs:
+        """Who has a log: the rank's own host, or a login node for all of Slurm's nodes."""
+        return self._hosts.get(source.host) or next(iter(self._hosts.values()))
 
     def finish(self) -> None:
         """The run has ended: what is left is asked for once more; after that ``quiet`` says that this was all."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from vpipe_cli.onhost import send
-from vpipe_cli.runs.places import hosts_of, reached
+from vpipe_cli.runs.places import hosts_of, ssh_of
 from vpipe_cli.runs.state import standing
 from vpipe_cli.runs.store import Run
+from vpipe_cli.transport.connect import connect
 from vpipe_cli.transport.local import LocalTransport
 from worker.errors import PreflightError, UnreachableError, UsageError
 from worker.spec.records import FINAL
@@ -35,7 +36,7 @@ def remove(run: Run, local: bool = False) -> list[str]:
     removed = []
     folders = {} if local else hosts_of(run)
     if folders:
-        with reached(run, list(folders)) as hosts:
+        with connect(list(folders), ssh_of(run)) as hosts:
             for host, folder in folders.items():
                 answer = send.ask(hosts[host], "remove", {"folders": [folder]}, timeout=LIMIT)[folder]
                 _expect(run, host, answer)

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from vpipe_cli.placing import INHERITED
-from vpipe_cli.transport.base import Channel, Finished
-from vpipe_cli.transport.local import LocalTransport
-from vpipe_cli.transport.shell import ENTER
+from vpipe_cli.transport.base import Channel, Finished, Progress, Transport
+from vpipe_cli.transport.shell import enter
 
 
-class NodeTransport(LocalTransport):
-    """Commands by srun. Files are written here, for the nodes share the storage.
+class NodeTransport:
+    """Commands by srun, typed where jobs are submitted. Files are written there, for the nodes share the storage.
 
     Of what a step prints srun passes on whole lines.
     """
 
-    def __init__(self, job: str, node: str) -> None:
+    def __init__(self, slurm: Transport, job: str, node: str) -> None:
         self.host = node
-        self._step = step(job, node)
+        self._slurm, self._step = slurm, step(job, node)
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Finished:
-        """Run ``argv`` on the node to its end; raises TimeoutError, and ends it, after ``timeout`` seconds."""
-        return super().run([*self._step, *argv], stdin=stdin, timeout=timeout)
+        """Run ``argv`` on the node to its end. Raises UnreachableError, TimeoutError."""
+        return self._slurm.run([*self._step, *argv], stdin=stdin, timeout=timeout)
 
     def open(self, argv: Sequence[str], *, timeout: float) -> Channel:
         """Start ``argv`` on the node."""
-        return super().open([*self._step, *argv], timeout=timeout)
+        return self._slurm.open([*self._step, *argv], timeout=timeout)
+
+    def put(
+        self, source: Path | bytes, target: str, *, mode: int = 0o600, progress: Progress | None = None, timeout: float
+    ) -> None:
+        """Write a file."""
+        self._slurm.put(source, target, mode=mode, progress=progress, timeout=timeout)
+
+    def close(self) -> None:
+        """Nothing is kept open here."""
 
 
 def step(job: str, node: str, *options: str) -> list[str]:
@@ -41,4 +50,4 @@ def step(job: str, node: str, *options: str) -> list[str]:
 
 def shell(job: str, node: str, folder: str) -> list[str]:
     """The command that gives a person a shell on a node of a job, in a folder."""
-    return [*step(job, node, "--pty"), "sh", "-c", ENTER, "vpipe", folder]
+    return [*step(job, node, "--pty"), *enter(folder)]

@@ -1,4 +1,4 @@
-"""What Slurm says of a job: asked with squeue, and with sacct where there is one and squeue has forgotten it.
+"""What Slurm says of a job: sbatch of a new one, then squeue, and sacct where there is one and squeue has forgotten it.
 
 Slurm is asked on the machine where jobs are submitted, which a transport reaches.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vpipe_cli.machines import HERE
 from vpipe_cli.transport.base import Finished, Transport
-from worker.errors import UnreachableError
+from worker.errors import PreflightError, UnreachableError
 
+SUBMITS = "type it on a login node, where jobs are submitted, or name one that SSH reaches: slurm.login"
+ON_PATH = "commands over ssh must find it there: try `ssh {} sbatch --version`, and set PATH in ~/.bashrc"
 FIELDS = "%i|%T|%r|%S|%N"
 ASK_LIMIT = 20.0  # seconds
 ENDED = frozenset(
@@ -18,6 +21,7 @@ ENDED = frozenset(
 )
 UNSAID = ("", "None", "N/A", "(null)", "Unknown")
 MISSING = 127  # exit status where there is no such program
+SILENT = f"sbatch did not answer within {ASK_LIMIT:g} s"
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,43 @@ def accounted(slurm: Transport, job: str) -> Queued:
     return Queued(said[0] if said and said[0] in ENDED else "GONE")
 
 
-def run(slurm: Transport, *command: str, text: str = "") -> Finished | None:
+def try_out(slurm: Transport, script: str) -> None:
+    """Let Slurm look at a script, without queueing it. Raises PreflightError, UnreachableError."""
+    try:
+        done = slurm.run(("sbatch", "--test-only"), stdin=script.encode(), timeout=ASK_LIMIT)
+    except TimeoutError:
+        raise PreflightError(SILENT, "`sinfo` shows whether Slurm is up") from None
+    if done.code == MISSING:
+        here = slurm.host == HERE
+        where, hint = ("this machine", SUBMITS) if here else (slurm.host, ON_PATH.format(slurm.host))
+        raise PreflightError(f"there is no sbatch on {where}", hint)
+    if done.code:
+        raise PreflightError(f"Slurm refuses the job: {reason(done.stderr)}", "`sinfo` lists partitions and nodes")
+
+
+def submit(slurm: Transport, script: str) -> str:
+    """Queue the script in a file; the number of the job.
+
+    Raises:
+        PreflightError: it is not in the queue, with Slurm's reason.
+        UnreachableError: the connection broke, and nobody knows whether it is.
+    """
+    try:
+        done = slurm.run(("sbatch", "--parsable", script), timeout=ASK_LIMIT)
+    except TimeoutError:
+        raise PreflightError(f"Slurm refuses the job: {SILENT}", f"the script is {script}") from None
+    except UnreachableError as error:
+        hint = f"a job that is in the queue all the same ends as it begins; `squeue --me` on {slurm.host} shows it"
+        raise UnreachableError(f"{error.message}, while sbatch was to queue the job", hint) from None
+    if done.code != 0:
+        raise PreflightError(f"Slurm refuses the job: {reason(done.stderr)}", f"the script is {script}")
+    return done.stdout.decode().strip().partition(";")[0]
+
+
+def run(slurm: Transport, *command: str) -> Finished | None:
     """A command of Slurm, ended; None where it is missing or does not answer."""
     try:
-        done = slurm.run(command, stdin=text.encode(), timeout=ASK_LIMIT)
+        done = slurm.run(command, timeout=ASK_LIMIT)
     except (TimeoutError, UnreachableError):
         return None
     return None if done.code == MISSING else done

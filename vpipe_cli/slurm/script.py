@@ -13,8 +13,8 @@ from worker.errors import PreflightError
 from worker.spec.files import RunFiles
 from worker.spec.slurm import SlurmSpec
 
-PATH = re.compile(r"/[^\x00-\x1f\x7f\"\\%]*")
-"""Paths that can stand in a line of #SBATCH."""
+PATH = re.compile(rf"(?:/|{re.escape(placing.ROOT)})[^\x00-\x1f\x7f\"\\%]*")
+"""Paths that can stand in a line of #SBATCH; and where nobody has asked a login node yet, what stands for one."""
 
 
 def script(launch: Launch, root: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vpipe_cli import placing
 from vpipe_cli.launch import Launch, slice_of
-from vpipe_cli.slurm.script import hosts_of, node_image
+from vpipe_cli.slurm.script import hosts_of, node_image, script
 
 ASKS = "VPIPE_PREEMPT"
 """Tells ranks that the run may have to leave; see ``worker.recovery.leave``."""
@@ -17,7 +17,8 @@ def files(launch: Launch, root: str) -> dict[str, str]:
     """The text of each file, by its name in the run's folder. Hosts bear the names that the launch gives them.
 
     ``slurm.json`` is what ``hostd slurm`` needs; below ``slurm/`` lie job.json and launch.json as they were worked
-    out, to be written anew with the nodes of each allocation, and the part of every host.
+    out, to be written anew with the nodes of each allocation, and the part of every host. ``slurm.sh`` is for sbatch.
+    Raises PreflightError where no script can name ``root``.
     """
     hosts, spec = hosts_of(launch), launch.job.spec
     told = {
@@ -28,10 +29,13 @@ def files(launch: Launch, root: str) -> dict[str, str]:
         "max_requeues": spec.slurm.max_requeues,
         "saves": spec.checkpoint.every_steps is not None,
     }
+    placed = in_root(launch.model_dump_json(indent=2), root) + "\n"
     found = {
         "slurm.json": _text(told),
+        "slurm.sh": script(launch, root),
+        "launch.json": placed,
         "slurm/job.json": launch.job.model_dump_json(indent=2) + "\n",
-        "slurm/launch.json": in_root(launch.model_dump_json(indent=2), root) + "\n",
+        "slurm/launch.json": placed,
     }
     return found | {f"slurm/{host}.json": _text(_slice(launch, host, root)) for host in hosts}
 

@@ -49,7 +49,7 @@ class Expanded:
     """The trials in the order of the grid, the machines of each lane where several run at a time, the planner's choice.
 
     ``doubles`` counts the points left out because another one makes the same job. ``array`` says that all trials ask
-    Slurm for the same, so that they can be one array.
+    Slurm for the same, so that they can be one array: on a login node itself, whose folders the array is of.
     """
 
     name: str
@@ -103,7 +103,7 @@ def expand(base: Base, asked: Grid) -> Expanded:
         refused.hint = "nothing was started; --where 'CONDITION' leaves combinations out that cannot be" if made else ""
         raise refused
     trials, auto = [trial for trial, _ in made.values()], [partition for _, partition in made.values()]
-    array = spec.engine == "slurm" and len(places) == 1
+    array = spec.engine == "slurm" and len(places) == 1 and spec.slurm.login is None
     return Expanded(name, trials, lanes, predict.choice(trials, auto), len(chosen) - len(trials), array)
 
 

@@ -1,8 +1,9 @@
-"""The command of the ssh program that gives a person a shell on a machine, reached as vpipe itself reaches it."""
+"""The command of the ssh program that gives a person a terminal on a machine, reached as vpipe itself reaches it."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 from vpipe_cli.transport.hostkeys import own_file
 from vpipe_cli.transport.target import Target, resolve
@@ -11,8 +12,16 @@ from worker.spec.ssh import SshSpec
 ENTER = 'cd "$1" && exec "${SHELL:-/bin/sh}" -l'
 
 
-def command(host: str, ssh: SshSpec, folder: str) -> list[str]:
-    """An argv. Host keys are checked against the same files, vpipe's own one among them. Raises UsageError."""
+def enter(folder: str) -> list[str]:
+    """What gives a shell in a folder, on the machine where it is run."""
+    return ["sh", "-c", ENTER, "vpipe", folder]
+
+
+def command(host: str, ssh: SshSpec, there: Sequence[str]) -> list[str]:
+    """What runs ``there`` on a host. Host keys are checked against the same files, vpipe's own one among them.
+
+    Raises UsageError.
+    """
     target = resolve(host, ssh)
     argv = ["ssh", *(["-F", ssh.config] if ssh.config else []), "-t"]
     settings = {"HostName": target.address, "Port": str(target.port), "User": target.user}
@@ -24,7 +33,7 @@ def command(host: str, ssh: SshSpec, folder: str) -> list[str]:
         argv += ["-o", f"{name}={value}"]
     for key in target.keys:
         argv += ["-o", f"IdentityFile={key}"]
-    return [*argv, "--", host, shlex.join(["sh", "-c", ENTER, "vpipe", folder])]
+    return [*argv, "--", host, shlex.join(there)]
 
 
 def _chain(via: Target) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from worker.spec.section import Count, Misfit, Section
+from worker.spec.ssh import Name
 
 WORD = r"[A-Za-z0-9_][A-Za-z0-9_.,:+@-]{0,254}"
 TIME = r"\d{1,6}|\d{1,6}:\d{2}(?::\d{2})?|\d{1,4}-\d{1,2}(?::\d{2}(?::\d{2})?)?"
@@ -53,6 +54,10 @@ KEYS = {
 class SlurmSpec(Section):
     """What the job asks Slurm for; for ``engine: slurm`` only."""
 
+    login: Name | None = Field(
+        None,
+        description="the machine where jobs are submitted, reached as `ssh` says; default: this one, a login node",
+    )
     partition: Annotated[str, Field(pattern=f"^{WORD}$")] | None = Field(
         None, description="partition, or several with commas; default: Slurm's"
     )
