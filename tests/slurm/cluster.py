@@ -1,7 +1,7 @@
 """A real Slurm on this machine: munged, slurmctld and a slurmd for every node, in folders and on ports of their own.
 
-All nodes are this machine under several names. There is no accounting, as on many clusters. Nothing of an installed
-Slurm is touched: programs find this one by SLURM_CONF.
+All nodes are this machine under several names. There is no accounting, as on many clusters, but in ``accounting``.
+Nothing of an installed Slurm is touched: programs find this one by SLURM_CONF.
 """
 
 from __future__ import annotations
@@ -54,30 +54,33 @@ PartitionName=main Nodes={nodes} Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def lacks() -> str:
-    """What this machine lacks to run Slurm; empty if nothing."""
+def lacks(*more: str) -> str:
+    """What this machine lacks to run Slurm, and ``more`` programs; empty if nothing."""
     if os.geteuid() != 0:
         return "root"
-    return next((name for name in PROGRAMS if shutil.which(name, path=PATH) is None), "")
+    return next((name for name in (*PROGRAMS, *more) if shutil.which(name, path=PATH) is None), "")
 
 
 class Slurm:
     """Nodes n1, n2 ... below ``folder``, ready for jobs.
 
+    Args:
+        more: lines of slurm.conf.
     Raises AssertionError when they are not within two minutes.
     """
 
-    def __init__(self, folder: Path, nodes: int = 2) -> None:
+    def __init__(self, folder: Path, nodes: int = 2, more: str = "") -> None:
         self.folder = folder
         self.nodes = [f"n{number + 1}" for number in range(nodes)]
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         for name in ("munge", "state", *(f"spool-{node}" for node in self.nodes)):
             (folder / name).mkdir(mode=0o755)
         self.conf = folder / "slurm.conf"
-        self.conf.write_text(_conf(folder, nodes))
+        self.conf.write_text(_conf(folder, nodes) + more)
         self.env = {"SLURM_CONF": str(self.conf), "PATH": PATH}
         try:
             self._munged()
+            self._accounting()
             self._start("slurmctld", "-D")
             for node in self.nodes:
                 self.start_node(node)
@@ -147,6 +150,9 @@ class Slurm:
         self._start("munged", "--foreground", "--force", *places)
         wait_for((self.folder / "munge" / "socket").exists, 30)
 
+    def _accounting(self) -> None:
+        """What slurmctld needs before it starts, where it keeps accounts."""
+
     def _start(self, name: str, *arguments: str, program: str = "") -> None:
         command = [program or name, *arguments]
         with (self.folder / f"{name}.out").open("ab") as output:
@@ -162,12 +168,12 @@ class Slurm:
 
 def _conf(folder: Path, nodes: int) -> str:
     host = socket.gethostname().partition(".")[0]
-    port, first = _free_ports(1), _free_ports(nodes)
+    port, first = free_ports(1), free_ports(nodes)
     names, ports = f"n[1-{nodes}]", f"[{first}-{first + nodes - 1}]"
     return CONF.format(host=host, port=port, folder=folder, nodes=names, ports=ports)
 
 
-def _free_ports(count: int) -> int:
+def free_ports(count: int) -> int:
     """The first of some ports in a row that nobody listens on."""
     while True:
         first = 20000 + secrets.randbelow(10000)
