@@ -231,7 +231,8 @@ def _fill_read(root: Node, folder: Path) -> list[Mistake]:
     paths = [path for path in (*PATHS, *HELD_OUT) if path != ("data", "path") or not unread]
     mistakes = [mistake for path in paths for mistake in _fill_path(root, folder, *path)]
     inside = _value(root, "container") is not None
-    return [] if _value(root, "engine") == "ssh" or inside else mistakes  # there they are looked for
+    login = _value(root, "slurm", "login") if _value(root, "engine") == "slurm" else None
+    return [] if _value(root, "engine") == "ssh" or login or inside else mistakes  # there they are looked for
 
 
 def _fill_ssh(root: Node, folder: Path) -> list[Mistake]:

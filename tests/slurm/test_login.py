@@ -25,6 +25,7 @@ from vpipe_cli.runs.remove import remove
 from vpipe_cli.runs.state import standing, status
 from vpipe_cli.runs.store import Run, create, list_runs, new_id
 from worker.errors import PreflightError, UnreachableError
+from worker.spec.cluster import DataSpec
 
 __all__ = ["_slurm", "slurm"]
 
@@ -136,11 +137,14 @@ def test_cut_off_while_sbatch_queues_the_job(login: Login, slurm: Slurm) -> None
 
 
 def test_what_a_login_node_cannot_do_is_told_before_anything_is_left(login: Login) -> None:
-    def launch(config: str = login.ssh_config, **slurm: object) -> None:
+    def launch(data: object = None, **slurm: object) -> None:
         run = create(new_id("gang"), "slurm")
-        given = gang.launch_of(run, [gang.SLEEP] * 2, {"login": "h1", **slurm}, {}, config)
-        gang.ENGINE.check(given)
+        given = gang.launch_of(run, [gang.SLEEP] * 2, {"login": "h1", **slurm}, {}, login.ssh_config)
+        spec = given.job.spec.model_copy(update={"data": data or given.job.spec.data})
+        gang.ENGINE.check(given.model_copy(update={"job": given.job.model_copy(update={"spec": spec})}))
 
+    with pytest.raises(PreflightError, match=r"^h1: data\.path: no such file or folder: '/no/corpus'\n"):
+        launch(DataSpec(source="text", path="/no/corpus"))
     with pytest.raises(PreflightError, match=r"^Slurm refuses the job: invalid partition specified: nowhere\n"):
         launch(partition="nowhere")
     programs = login.home.parent / "programs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -10,12 +11,15 @@ import pytest
 
 from tests import configs
 from tests.slurm import gang
-from vpipe_cli.launch import Launch, describe
+from vpipe_cli import machines
+from vpipe_cli.launch import Launch, Surroundings, describe, resolve
+from vpipe_cli.placing import Shipped
 from vpipe_cli.runs.store import create, new_id
 from vpipe_cli.slurm import template
 from vpipe_cli.slurm.queue import Queued, parse
 from vpipe_cli.slurm.script import script
 from worker.errors import PreflightError
+from worker.spec.files import RunFiles
 from worker.spec.slurm import option_problem
 
 SLURM = "engine: slurm\nslurm: {nodes: 2"
@@ -67,6 +71,23 @@ def test_the_whole_script(launch: Launch) -> None:
         "vpipe end",
     ]
     assert subprocess.run(["bash", "-n"], input=found, text=True, check=False).returncode == 0
+
+
+def test_the_manual_explains_every_line_of_what_its_own_file_gives(tmp_path: Path) -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "slurm.md").read_text()
+    given = manual.partition("```yaml\n")[2].partition("```")[0]
+    shown = manual.partition("```bash\n")[2].partition("```")[0]
+    spec = configs.load(tmp_path, given, "slurm.login=elsewhere")  # where /shared is looked for
+    nodes, files = machines.slots(spec.machines), RunFiles(tmp_path / "RUN")
+    launch = resolve(spec, "RUN", files, nodes, Surroundings.here(), shipped=Shipped("DIGEST"))
+    assert script(launch, "/shared/vpipe") == shown
+    rows = manual.partition(shown)[2].partition("\n\n|")[2].partition("\n\n")[0].splitlines()
+    told = {term for row in rows[2:] for term in re.findall("`(.*?)`", row.partition(" | ")[0])}
+    lines = {
+        term: {line for line in shown.splitlines() if all(part in line for part in term.split("..."))} for term in told
+    }
+    assert {term for term, found in lines.items() if not found} == set(), "explained, but not there"
+    assert set(shown.splitlines()) - set().union(*lines.values()) == set(), "there, but not explained"
 
 
 def test_dry_run_shows_it_with_the_paths_of_the_nodes(launch: Launch, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from vpipe_cli.onhost import send
 from vpipe_cli.transport.base import Transport
 from worker import errors
 from worker.errors import PreflightError, UnreachableError
+from worker.spec.cluster import ClusterSpec
 
 SERVER = Path(errors.__file__).with_name("hostfiles.py")
 ANSWER_LIMIT = 15.0  # seconds
@@ -65,6 +66,21 @@ class HostFiles:
         if "error" in answer:
             raise PreflightError(f"{self.host}: {answer['error']}")
         return answer, data
+
+    def must_have(self, spec: ClusterSpec, hint: str) -> None:
+        """What the first stage of a job reads. Inside a container the binds decide, and the rank says so.
+
+        Raises:
+            PreflightError: something is not there; with the ``hint``.
+        """
+        named = {key: getattr(spec.data, key, None) for key in ("path", "target_path")}
+        paths = {key: path for key, path in named.items() if path}
+        if not paths or spec.container is not None:
+            return
+        there = self.ask("have", paths=list(paths.values()))["there"]
+        for key, path in paths.items():
+            if path not in there:
+                raise PreflightError(f"{self.host}: data.{key}: no such file or folder: {path!r}", hint)
 
     def _line(self, deadline: float) -> bytes:
         while b"\n" not in self._unread:

@@ -32,6 +32,7 @@ from worker.spec.records import FINAL, State
 
 ASK_EVERY = 5.0  # seconds between two questions to Slurm, which has other users
 NEVER = float("-inf")
+DATA = "the nodes read the data from storage that the login node sees too; name where it is over there"
 
 
 class SlurmEngine:
@@ -49,6 +50,7 @@ class SlurmEngine:
             return
         with self._copies.reached(launch.job.spec, [name]) as hosts, HostFiles(hosts[name]) as server:
             queue.try_out(hosts[name], script(launch, server.ask("where")["root"]))
+            server.must_have(launch.job.spec, DATA)
 
     def start(self, run: Run, launch: Launch, cluster: str, progress: Progress | None = None) -> None:
         """Write the run's files and queue the job.

@@ -21,7 +21,7 @@ from vpipe_cli.engines.shipping import Shipment
 from vpipe_cli.launch import Launch
 from vpipe_cli.runs.store import Run
 from vpipe_cli.transport.base import Transport
-from worker.errors import PreflightError, VpipeError
+from worker.errors import VpipeError
 from worker.spec.cluster import ClusterSpec
 from worker.spec.files import append_event, read_events, write_atomic
 from worker.spec.records import FINAL, State
@@ -141,18 +141,12 @@ def _last_words(run: Run, mirror: Mirror) -> dict[str, object]:
 
 
 def _look_for_data(launch: Launch, hosts: dict[str, Transport]) -> None:
-    """What the first stage reads must be on its hosts. Inside a container the binds decide, and the rank says so."""
-    spec = launch.job.spec
-    named = {key: getattr(spec.data, key, None) for key in ("path", "target_path")}
-    paths = {key: path for key, path in named.items() if path}
+    """What the first stage reads must be on its hosts. Raises PreflightError."""
     readers = dict.fromkeys(rank.host for rank in launch.ranks if rank.stage == 0)
-    for host in readers if paths and spec.container is None else ():
+    hint = f"stage 0 runs on {', '.join(readers)} and reads the data; copy it there, or name where it is"
+    for host in readers:
         with HostFiles(hosts[host]) as server:
-            there = server.ask("have", paths=list(paths.values()))["there"]
-        for key, path in paths.items():
-            if path not in there:
-                hint = f"stage 0 runs on {', '.join(readers)} and reads the data; copy it there, or name where it is"
-                raise PreflightError(f"{host}: data.{key}: no such file or folder: {path!r}", hint)
+            server.must_have(launch.job.spec, hint)
 
 
 def _hosts_of(launch: Launch) -> list[str]:
