@@ -138,7 +138,8 @@ def test_further_options(option: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["time: soon", "partition: 'a b'", "account: '-x'", "node_folder: tmp", "time: 0", "login: -h"]
+    "value",
+    ["time: soon", "partition: 'a b'", "account: '-x'", "node_folder: tmp", "time: 0", "login: -h", "login: localhost"],
 )
 def test_values_that_are_none(value: str) -> None:
     key = value.partition(":")[0]

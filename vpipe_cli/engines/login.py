@@ -117,7 +117,8 @@ def submit(run: Run, launch: Launch, host: Transport, progress: Progress | None,
         delivery.send(host, launch.job.spec, progress)
         saved.send(run.files, {host.host: host}, {host.host: folder})
         waits(run)
-        texts |= {path.name: path.read_text() for path in (run.files.job, run.files.events)}
+        known = [run.files.job, run.files.events, run.files.stop]  # a stop that was asked for meanwhile
+        texts |= {path.name: path.read_text() for path in known if path.exists()}
         texts |= {f"{name}/.keep": "" for name in ("metrics", *(f"tmp/rank-{rank.rank}" for rank in launch.ranks))}
         files = {f"{folder}/{name}": text for name, text in texts.items()}
         server.ask("write", files={**files, f"{root}/cache/.keep": ""})

@@ -160,7 +160,7 @@ class SlurmEngine:
             return
         if _has_ended(run):
             return
-        with suppress(UnreachableError):
+        with suppress(VpipeError):  # the next look tries again
             site.event(self._end_of(run, found))
 
     def _end_of(self, run: Run, found: Queued) -> dict[str, Any]:

@@ -99,7 +99,9 @@ class SlurmSpec(Section):
     )
 
     def misfits(self) -> Iterator[Misfit]:
-        """Options that can stand in a script, and are nobody else's."""
+        """A login node elsewhere; options that can stand in a script, and are nobody else's."""
+        if self.login == "localhost":
+            yield Misfit("is localhost; leave it out where jobs are submitted on this machine", ("login",))
         for option in self.extra:
             if problem := option_problem(option):
                 yield Misfit(problem, ("extra",))
