@@ -75,13 +75,13 @@ class Reader:
                 self._meters[run_id] = Meter(run.files, placed_job(run))
         except (NotFinished, RunNotFound):
             return row
-        meter = self._meters[run_id]
+        meter, state = self._meters[run_id], standing(run).state  # before its numbers: an end is told with all of them
         meter.update()
         now = meter.progress()
         timed = [rank.timing for rank in now.ranks if rank.timing]
         return row.model_copy(
             update={
-                "state": standing(run).state, "step": now.step, "steps": now.steps, "loss": now.loss,
+                "state": state, "step": now.step, "steps": now.steps, "loss": now.loss,
                 "samples_per_second": now.samples_per_second,
                 "memory_bytes": [timing.memory for timing in timed], "idle": [timing.idle_share for timing in timed],
             }
