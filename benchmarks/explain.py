@@ -74,6 +74,7 @@ def cases(quick: bool) -> list[Case]:
     small, large = partial(sleepers, 4, 2**16), partial(sleepers, 8, 2**20)
     return [
         Case("real p2 asp", encoders, 2, stream, 240.0 if quick else 1800.0),
+        Case("real p2 asp deep", encoders, 2, replace(stream, in_flight=3), 240.0 if quick else 1800.0),
         Case("real p2 bsp", encoders, 2, step, 120.0),
         Case("sleep p4 bsp 64 KiB", small, 4, replace(step, minibatches=16, per_update=16), 60.0),
         Case("sleep p8 asp 1 MiB", large, 8, replace(stream, in_flight=15), 120.0),
