@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests import harness, ranks, reference, toy
-from worker import replicas
+from worker import alike, replicas
 from worker.communication import Communicator
 from worker.data.base import TensorSpec
+from worker.errors import MismatchError
 from worker.models.base import Layer, Model
 from worker.replicas import ReplicaGroup
-from worker.runtime import LOSSES
+from worker.runtime import LOSSES, StageRuntime
 from worker.spec.cluster import ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
 from worker.trace import Stopwatch
 
@@ -89,7 +93,7 @@ def require_all_given() -> None:
         give(self, name, tensor, minibatch)
 
     def summing(self: ReplicaGroup, tensors: dict[str, Tensor], minibatch: int) -> dict[str, Tensor]:
-        assert given == tensors.keys() - {LOSSES}
+        assert given == tensors.keys() - {LOSSES, alike.CHECKSUMS}
         given.clear()
         return total(self, tensors, minibatch)
 
@@ -105,6 +109,39 @@ def test_every_gradient_leaves_before_the_update(sync_mode: str, schedule: str, 
         run=RunSpec(steps=4, stall_timeout=20.0),
     )
     harness.train(harness.job_of(spec, [2, 4], replicas=[2, 2]), toy.model(), toy.Data(), tmp_path, require_all_given)
+
+
+def flip_a_bit(of_rank: int) -> None:
+    """Let one rank's memory change one bit of a weight between its first update and the next."""
+    apply = StageRuntime.apply
+
+    def applying(self: StageRuntime, *arguments: Any) -> list[float]:
+        losses = apply(self, *arguments)
+        if dist.get_rank() == of_rank and self.updates == 1:
+            parameter = next(iter(self.stash.parameters.values()))
+            parameter.detach().view(torch.int32).view(-1)[3] ^= 1
+        return losses
+
+    StageRuntime.apply = applying  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("sync_mode", ["bsp", "asp"])
+def test_a_replica_whose_weights_went_astray_is_named(sync_mode: str, tmp_path: Path) -> None:
+    spec = ClusterSpec(
+        machines=["cpu"],
+        pipeline=PipelineSpec(sync_mode=sync_mode, minibatches_per_step=3 if sync_mode == "bsp" else None),
+        run=RunSpec(steps=30, stall_timeout=20.0, compare_replicas=2),
+    )
+    job = harness.job_of(spec, [2, 4], replicas=[1, 3])
+    errors = harness.failures(job, toy.model(tied=False), toy.Data(), tmp_path, partial(flip_a_bit, 2))
+    said = {str(error).splitlines()[0] for error in errors if isinstance(error, MismatchError)}
+    assert said == {"stage 1: after 2 updates the weights of rank 2 are not those of the other replicas"}
+
+
+def test_where_no_replica_is_right_for_certain_all_are_named() -> None:
+    tables = [alike.table([torch.tensor([value])], replica, 2) for replica, value in enumerate((1.0, 2.0))]
+    assert alike.odd_ones(tables[0] + tables[1]) == [0, 1]
+    assert alike.odd_ones(tables[0] + tables[0].flip(0)) == []
 
 
 class Idle(nn.Module):

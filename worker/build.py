@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from worker import models, optimizer, schedule
+from worker import alike, models, optimizer, schedule
 from worker.communication import Communicator
 from worker.data.base import Signature, TensorSpec
 from worker.errors import ModelError
@@ -110,10 +110,12 @@ class Builder:
             specs = {name: self.flow.spec(name) for name in stage.stash.current.leaves}
             specs |= {name: self.flow.spec(name) for name in stage.stash.borrowed}
             losses = {LOSSES: TensorSpec((len(self.model.losses) if topology.is_last else 0,), torch.float32)}
-            group = ReplicaGroup(communicator, topology.stage, ranks, self.rank, losses | specs, self.device)
+            more = losses | {alike.CHECKSUMS: alike.table_spec(len(ranks))}
+            group = ReplicaGroup(communicator, topology.stage, ranks, self.rank, more | specs, self.device)
         versions_of = partial(stage_versions, self.job.spec, self.job.plan, start=start)
         rule = optimizer.build(self.job.spec.optimizer, stage.stash.parameters, optimizer.outer(self.flow))
         runtime = StageRuntime(topology, stage, communicator, rule, feed, scaler, group, versions_of)
+        runtime.compares_every = self.job.spec.run.compare_replicas
         runtime.skips_nan = self.job.spec.run.on_nan == "skip"
         return runtime
 

@@ -55,6 +55,7 @@ class ReplicaGroup:
     """The replicas of one stage, as one of them sees the others.
 
     Args:
+        ranks: all of them, in replica order.
         specs: everything that may be summed, by name; float32. What comes last leaves first, as in a backward.
     """
 
@@ -69,7 +70,7 @@ class ReplicaGroup:
     ) -> None:
         self._communicator = communicator
         self._stage = stage
-        self._ranks = ranks
+        self.ranks = ranks
         self._rank = rank
         self._others = [other for other in ranks if other != rank]
         self._specs = {GIVEN: TensorSpec((len(specs) + 1,), torch.float32), **specs}
@@ -78,7 +79,7 @@ class ReplicaGroup:
         self._exchanges: dict[int, Exchange] = {}
 
     def __len__(self) -> int:
-        return len(self._ranks)
+        return len(self.ranks)
 
     def give(self, name: str, tensor: Tensor, minibatch: int) -> None:
         """Hand over one tensor ahead of ``sum``; a bucket leaves when it is full.
@@ -136,7 +137,7 @@ class ReplicaGroup:
         """Add up this replica's own part, in replica order, and send the result to the others."""
         own = self._part_of(exchange, self._rank)
         result = torch.zeros_like(own)
-        for rank in self._ranks:
+        for rank in self.ranks:
             result += own if rank == self._rank else exchange.parts[rank].wait()
         own.copy_(result)
         what = total(self._stage, exchange.number)
@@ -146,13 +147,12 @@ class ReplicaGroup:
     def _gathered(self, exchange: Exchange) -> dict[str, Tensor]:
         """The sums of a bucket; in new memory, for the old one may still be on its way."""
         parts = [
-            self._part_of(exchange, rank) if rank == self._rank else exchange.totals[rank].wait()
-            for rank in self._ranks
+            self._part_of(exchange, rank) if rank == self._rank else exchange.totals[rank].wait() for rank in self.ranks
         ]
         return self._views(torch.cat(parts), exchange.number)
 
     def _part_of(self, exchange: Exchange, rank: int) -> Tensor:
-        return exchange.flat.view(len(self), -1)[self._ranks.index(rank)]
+        return exchange.flat.view(len(self), -1)[self.ranks.index(rank)]
 
     def _post(self, what: str, source: int, minibatch: int, exchange: Exchange) -> Pending:
         spec = TensorSpec((len(exchange.flat) // len(self),), torch.float32)

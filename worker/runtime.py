@@ -16,11 +16,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from worker import alike
 from worker import optimizer as optim
 from worker import topology as topo
 from worker.communication import Communicator, Expected
 from worker.data.base import TensorSpec
-from worker.errors import DataError, ModelError, NonFiniteLoss
+from worker.errors import DataError, MismatchError, ModelError, NonFiniteLoss
 from worker.precision import LOSS_SCALE, LossScaler
 from worker.replicas import ReplicaGroup
 from worker.schedule import Action, Kind
@@ -86,6 +87,8 @@ class StageRuntime:
         self.optimizer = optimizer
         self.skips_nan = False
         """Whether a loss that is not finite is said and left out, instead of ending the run."""
+        self.compares_every: int | None = None
+        """Updates between two comparisons of the weights with those of the other replicas."""
         self.updates = 0
         """Updates done so far."""
         self._communicator = communicator
@@ -185,13 +188,30 @@ class StageRuntime:
         """
         if self._replicas is None:
             return
-        losses = {LOSSES: torch.tensor(self._losses)} if self._losses else {}
-        sums = self._replicas.sum({**self.stash.gradients, **losses}, update.minibatch)
+        more = {LOSSES: torch.tensor(self._losses)} if self._losses else {}
+        if self.compares_every and self.updates % self.compares_every == 0:
+            ranks = self._replicas.ranks
+            own = self.stash.parameters.values()
+            more[alike.CHECKSUMS] = alike.table(own, ranks.index(self.topology.rank), len(ranks))
+        sums = self._replicas.sum({**self.stash.gradients, **more}, update.minibatch)
+        if alike.CHECKSUMS in sums:
+            self._compare(sums.pop(alike.CHECKSUMS))
         if update.steps > 1:
             for tensor in sums.values():
                 tensor.div_(update.steps)
         self._losses = sums.pop(LOSSES).tolist() if LOSSES in sums else []
         self.stash.gradients = sums
+
+    def _compare(self, checksums: Tensor) -> None:
+        if odd := alike.odd_ones(checksums):
+            assert self._replicas is not None
+            ranks = ", ".join(str(self._replicas.ranks[replica]) for replica in odd)
+            others = "each other's" if len(odd) == len(checksums) else "those of the other replicas"
+            after = f"stage {self.topology.stage}: after {self.updates} updates"
+            raise MismatchError(
+                f"{after} the weights of rank {ranks} are not {others}",
+                "memory or a device there may be faulty: `vpipe resume RUN@STEP` goes on from a step before, elsewhere",
+            )
 
     def return_borrowed(self, minibatch: int) -> None:
         """U, then: send the gradients of borrowed parameters to their owners."""

@@ -201,6 +201,9 @@ class RunSpec(Section):
     on_nan: Literal["stop", "skip"] = Field(
         "stop", description="a loss or gradient that is not finite: stop ends the run, skip leaves the update out"
     )
+    compare_replicas: Count | None = Field(
+        100, description="updates between two comparisons of a stage's weights over its replicas; null: never"
+    )
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="new attempts after one that failed, each from the newest checkpoint"
     )
