@@ -16,6 +16,7 @@ from tests.rig import wait_for, with_token
 from tests.slurm import gang
 from tests.slurm.cluster import Slurm
 from tests.slurm.fixtures import _slurm, slurm
+from tests.slurm.login import Login
 from tests.testbed.network import Testbed
 from vpipe_cli.runs.state import standing
 from vpipe_cli.runs.store import Run, find
@@ -142,3 +143,13 @@ def test_a_job_longer_than_its_time_limit(shell: Shell, slurm: Slurm) -> None:
     there = shell.end(run)
     assert len(resumed(run)) >= 1
     assert there == shell.launch("engine=local")[-1]
+
+
+@SLOW
+def test_launched_and_resumed_from_a_machine_without_slurm(shell: Shell, slurm: Slurm, testbed: Testbed) -> None:
+    shell.write("bsp", steps=6)
+    Login(testbed, slurm, shell.folder)
+    shell.env["SLURM_CONF"] = "/nowhere/slurm.conf"
+    weights = shell.launch("engine=slurm", "slurm.login=h1", "checkpoint.every_steps=3")[-1]
+    resumed = json.loads(shell.vpipe("resume", f"{find().id}@3", "-o", "json"))
+    assert resumed["result"]["weights_sha256"] == weights
