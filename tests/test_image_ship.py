@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import socket
@@ -118,13 +119,14 @@ def test_what_arrives_is_hashed_and_written_piece_by_piece(
 ) -> None:
     monkeypatch.setattr(arrival, "STRIDE", 1 << 20)  # several of them
     whole, begun = sif.read_bytes(), 12345
+    comes = io.BytesIO(whole[begun:] + b"and more")
     with (tmp_path / "part").open("w+b", buffering=0) as file:
         file.write(whole[:begun])
         arriving = arrival.Arrival(file.fileno(), begun, hashlib.sha256(whole[:begun]))
-        for start in range(begun, SIZE, 70_001):
-            arriving.take(whole[start : start + 70_001])
+        while arriving.at < SIZE and arriving.take(lambda view: comes.readinto(view[:70_001]), SIZE - arriving.at):
+            pass
         assert (arriving.at, arriving.digest()) == (SIZE, sha256)
-    assert (tmp_path / "part").read_bytes() == whole
+    assert (tmp_path / "part").read_bytes() == whole and comes.read() == b"and more"
 
 
 def test_what_is_not_the_image_never_gets_its_name(tmp_path: Path, sif: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Union
 
 from vpipe_cli.onhost.program import Answer, Refused
 
@@ -36,22 +36,14 @@ def digest_of(path: str) -> str:
 
 
 def file_pieces(path: str, count: int) -> Iterator[bytes]:
-    """The first ``count`` bytes of a file."""
+    """The first ``count`` bytes of a file, or fewer where it ends."""
     with open(path, "rb") as file:
-        yield from pieces(file.read, count)
+        while count > 0 and (piece := file.read(min(CHUNK, count))):
+            count -= len(piece)
+            yield piece
 
 
-def pieces(read: Callable[[int], bytes], count: int) -> Iterator[bytes]:
-    """``count`` bytes, or fewer where they end."""
-    while count > 0:
-        piece = read(min(CHUNK, count))
-        if not piece:
-            return
-        count -= len(piece)
-        yield piece
-
-
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: Union[bytes, memoryview]) -> None:
     """Write all of it."""
     view = memoryview(data)
     while view:

@@ -16,16 +16,15 @@ import select
 import socket
 import sys
 import time
-from typing import Any, Callable, Dict, Iterator, Tuple
+from typing import Any, Callable, Dict, Tuple
 
-from vpipe_cli.onhost.arrival import Arrival
+from vpipe_cli.onhost.arrival import Arrival, ReadInto, from_input
 from vpipe_cli.onhost.files import (
     as_it_is,
     checked,
     digest_of,
     file_pieces,
     free,
-    pieces,
     read_json,
     sync_folder,
     write_json,
@@ -35,8 +34,8 @@ from vpipe_cli.onhost.program import Answer, Refused, act, say
 
 SPARE = 64 << 20  # bytes of the disk that are left free
 LONGEST = 64 << 10  # bytes of a request
-Source = Callable[[int, str], Tuple[int, Iterator[bytes]]]
-"""Given the bytes that are here and their sha256: where it goes on from, and the bytes from there."""
+Source = Callable[[int, str], Tuple[int, ReadInto]]
+"""Given the bytes that are here and their sha256: where it goes on from, and what reads from there."""
 
 
 def main(request: Dict[str, Any]) -> None:
@@ -142,13 +141,12 @@ def discard(image: Image) -> None:
 def receive(root: str, request: Dict[str, Any]) -> Answer:
     """Take the image in from standard input. Asks with ``have`` and ``prefix``; the answer tells where it goes on."""
 
-    def source(have: int, prefix: str) -> Tuple[int, Iterator[bytes]]:
+    def source(have: int, prefix: str) -> Tuple[int, ReadInto]:
         say({"have": have, "prefix": prefix})
         line = read_line(lambda: os.read(0, 1))
         if not line:
             raise Refused("the other side has gone")
-        offset = int(json.loads(line)["from"])
-        return offset, pieces(lambda count: os.read(0, count), request["size"] - offset)
+        return int(json.loads(line)["from"]), from_input
 
     return take_in(Image(root, request), source)
 
@@ -156,10 +154,10 @@ def receive(root: str, request: Dict[str, Any]) -> Answer:
 def fetch(root: str, request: Dict[str, Any]) -> Answer:
     """Take the image in from another machine that serves it, at the first of ``endpoints`` that answers."""
 
-    def source(have: int, prefix: str) -> Tuple[int, Iterator[bytes]]:
+    def source(have: int, prefix: str) -> Tuple[int, ReadInto]:
         connection = reach(request["endpoints"])
         connection.sendall(("%s %d\n" % (request["token"], have)).encode())
-        return have, pieces(connection.recv, request["size"] - have)
+        return have, connection.recv_into
 
     return take_in(Image(root, request), source, report=True)
 
@@ -194,14 +192,13 @@ def arrive(image: Image, descriptor: int, source: Source, report: bool) -> None:
     taken = hashlib.sha256()
     for piece in file_pieces(image.part, have):
         taken.update(piece)
-    at, stream = source(have, taken.hexdigest())
+    at, read = source(have, taken.hexdigest())
     if at != have:
         at, taken = 0, hashlib.sha256()
     os.ftruncate(descriptor, at)
     os.lseek(descriptor, at, os.SEEK_SET)
     arrival, told = Arrival(descriptor, at, taken), 0.0
-    for piece in stream:
-        arrival.take(piece)
+    while arrival.at < image.size and arrival.take(read, image.size - arrival.at):
         if report and time.monotonic() - told > 0.25:
             told = time.monotonic()
             say({"got": arrival.at})
