@@ -273,6 +273,12 @@ def test_a_path_that_is_not_there_is_named_in_full(tmp_path: Path) -> None:
         load(tmp_path, M + "data: {source: text, path: ./corpus}")
 
 
+def test_a_path_is_not_missed_where_nobody_knows_on_which_machine(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, "machines: ['h[2-1]:cpu']\ndata: {source: text, path: /nowhere}")
+    assert [problem.key for problem in caught.value.problems] == ["machines[0]"]
+
+
 @pytest.mark.parametrize(
     "case", ["tab", "alias bomb", "duplicate key", "text for a number", "partition sum", "no device"]
 )

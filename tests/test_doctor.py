@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from vpipe_cli.doctor.examine import examine_for, ports, silent, together
 from vpipe_cli.doctor.gather import Report, facts
 from vpipe_cli.doctor.judge import judge
 from vpipe_cli.doctor.needs import Needs
+from vpipe_cli.doctor.wants import needs_of
 from vpipe_cli.onhost.send import NoPython
 from vpipe_cli.render import findings as drawn
 from vpipe_cli.transport.local import LocalTransport
 from worker.errors import PreflightError, UnreachableError, UntrustedHost
+from worker.spec.cluster import ClusterSpec
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -79,6 +82,7 @@ STORY: list[tuple[str, str, str, str, Any]] = [
     ),
     ("worker", "fail", "no torch", "worker.torch", None),
     ("worker", "fail", "too old", "worker.python", "3.8.10"),
+    ("worker", "fail", "there is no program /usr/bin/python3", "worker.python", None),
     ("limits", "warn", "256 open files", "limits.nofile", [256, 256]),
     ("linger", "fail", "at logout", "linger.kills", True),
     ("infiniband", "warn", "DOWN", "infiniband", [{"device": "m", "port": "1", "state": "DOWN"}]),
@@ -166,6 +170,25 @@ def test_this_machine(tmp_path: Path) -> None:
     assert not [each for each in found if "could not be found out" in each.fact]
 
 
+def test_an_interpreter_and_data_that_are_not_there(tmp_path: Path) -> None:
+    reads = (("data.path", str(tmp_path)), ("evaluate.held_out", "/nowhere/text"))
+    needs = Needs(ranks=1, python="/nowhere/python", reads=reads, root=str(tmp_path))
+    found = examine_for({"localhost": LocalTransport()}, {"localhost": needs})
+    told = {each.fact: each.verdict for each in found if each.check in ("worker", "data")}
+    assert told == {
+        "there is no program /nowhere/python": "fail",
+        f"data.path: {tmp_path}": "ok",
+        "evaluate.held_out: no such file or folder: '/nowhere/text'": "fail",
+    }
+
+
+def test_only_hosts_of_the_first_stage_need_the_data() -> None:
+    pipeline = {"stages": 2, "replicas": [3, 1], "sync_mode": "bsp", "minibatches_per_step": 3}
+    given = {"machines": ["a:cpu*2", "b:cpu", "c:cpu"], "engine": "ssh", "pipeline": pipeline}
+    spec = ClusterSpec.model_validate({**given, "data": {"source": "text", "path": "/text"}})
+    assert [bool(needs_of(spec, host).reads) for host in "abc"] == [True, True, False]
+
+
 def test_hosts_of_which_some_are_down(testbed: Testbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three hosts: one fine, one without power, one whose key nobody knows yet. Then its key is recorded."""
     monkeypatch.setenv("VPIPE_HOME", str(tmp_path))
@@ -176,7 +199,7 @@ def test_hosts_of_which_some_are_down(testbed: Testbed, tmp_path: Path, monkeypa
     file = tmp_path / "cluster.yml"
     machines = json.dumps([f"{host.name}:cpu" for host in (good, down, strange)])
     ssh = f"{{config: {testbed.ssh_config}, connect_timeout: 3}}"
-    file.write_text(f"machines: {machines}\nengine: ssh\nssh: {ssh}\npython: {Path('/nowhere/python')}\n")
+    file.write_text(f"machines: {machines}\nengine: ssh\nssh: {ssh}\npython: {sys.executable}\n")
     ended = CliRunner().invoke(app, ["doctor", str(file), "-o", "json"])
     assert ended.exit_code == 104
     document = json.loads(ended.stdout)

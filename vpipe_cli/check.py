@@ -40,7 +40,7 @@ def check(root: Node, folder: Path) -> tuple[ClusterSpec | None, list[Mistake]]:
         *_fill_stages(root, broken),
         *_fill_engine(root),
         *_fill_ssh(root, folder),
-        *_fill_paths(root, folder),
+        *_fill_paths(root, folder, ("machines",) in broken),
     ]
     _fill_flush(root)
     for _ in range(_PASSES):
@@ -214,14 +214,18 @@ def _value(root: Node, *path: str) -> Any:
     return None if node is None else node.value
 
 
-def _fill_paths(root: Node, folder: Path) -> list[Mistake]:
-    """The files that image, model and data are made of, made absolute; they must exist."""
+def _fill_paths(root: Node, folder: Path, anywhere: bool) -> list[Mistake]:
+    """The files that image, model and data are made of, made absolute; they must exist.
+
+    Args:
+        anywhere: nobody knows on which machines.
+    """
     image = str(_value(root, "container", "image"))
     local = "://" not in image and image.endswith((".def", ".sif"))
-    return [*(_fill_path(root, folder, "container", "image") if local else []), *_fill_read(root, folder)]
+    return [*(_fill_path(root, folder, "container", "image") if local else []), *_fill_read(root, folder, anywhere)]
 
 
-def _fill_read(root: Node, folder: Path) -> list[Mistake]:
+def _fill_read(root: Node, folder: Path, anywhere: bool) -> list[Mistake]:
     """The files that model and data read."""
     for section in ("model", "data"):
         entry = _get(root, section, "entry")
@@ -232,7 +236,8 @@ def _fill_read(root: Node, folder: Path) -> list[Mistake]:
     mistakes = [mistake for path in paths for mistake in _fill_path(root, folder, *path)]
     inside = _value(root, "container") is not None
     login = _value(root, "slurm", "login") if _value(root, "engine") == "slurm" else None
-    return [] if _value(root, "engine") == "ssh" or login or inside else mistakes  # there they are looked for
+    elsewhere = _value(root, "engine") == "ssh" or login or inside  # there they are looked for
+    return [] if elsewhere or anywhere else mistakes
 
 
 def _fill_ssh(root: Node, folder: Path) -> list[Mistake]:

@@ -107,6 +107,10 @@ def namespaces(host: str, facts: Facts, needs: Needs) -> Iterator[Finding]:
 
 def worker(host: str, facts: Facts, needs: Needs) -> Iterator[Finding]:
     """Without a container, the host's own Python must have what ranks import."""
+    if facts["python"] is None:
+        remedy = "name one that is there (`python: ...` in cluster.yml), or a container"
+        yield Finding(host, "worker", f"there is no program {facts['program']}", "fail", remedy)
+        return
     missing = [name for name in ("torch", "numpy", "pydantic") if facts.get(name) is None]
     version = tuple(map(int, facts["python"].split(".")[:2]))
     what = f"{facts['program']} {facts['python']}"
@@ -120,6 +124,16 @@ def worker(host: str, facts: Facts, needs: Needs) -> Iterator[Finding]:
         yield Finding(host, "worker", f"{what} has no {', no '.join(missing)}", "fail", remedy)
     else:
         yield Finding(host, "worker", f"{what}, torch {facts['torch']}")
+
+
+def data(host: str, facts: Facts, needs: Needs) -> Iterator[Finding]:
+    """What the first stage reads is there."""
+    for key, path in needs.reads:
+        if facts[path]:
+            yield Finding(host, "data", f"{key}: {path}")
+        else:
+            remedy = "the first stage runs there and reads it; copy it there, or name where it is"
+            yield Finding(host, "data", f"{key}: no such file or folder: {path!r}", "fail", remedy)
 
 
 ROOM = {"runs": (100 * MIB, 2 * GIB), "images": (0, 2 * GIB), "tmp": (10 * MIB, 500 * MIB)}
@@ -212,6 +226,7 @@ JUDGES: dict[str, list[Callable[[str, Any, Needs], Iterator[Finding]]]] = {
     "container": [container],
     "user_namespaces": [namespaces],
     "worker": [worker],
+    "paths": [data],
     "gpus": [gpus, driver, busy],
     "disks": [disks],
     "limits": [limits],

@@ -24,8 +24,21 @@ def needs_of(spec: ClusterSpec, host: str) -> Needs:
         container=container,
         image_bytes=None if here else _image_bytes(spec),
         python=None if container else sys.executable if here else spec.python,
+        reads=() if container else _reads(spec, host),
         root=str(home()) if here else None,
     )
+
+
+def _reads(spec: ClusterSpec, host: str) -> tuple[tuple[str, str], ...]:
+    """What the first stage reads, if it runs there. Of a container the binds decide, and the rank says it."""
+    replicas = spec.pipeline.replicas
+    first = replicas[0] if isinstance(replicas, list) else replicas
+    if host not in {slot.host for slot in slots(spec.machines)[:first]}:
+        return ()
+    measured = spec.evaluate.only or spec.evaluate.every_steps is not None
+    named = {f"data.{key}": getattr(spec.data, key, None) for key in ("path", "target_path")}
+    named |= {f"evaluate.{key}": getattr(spec.evaluate, key) for key in ("held_out", "held_out_target") if measured}
+    return tuple((key, path) for key, path in named.items() if path)
 
 
 def _image_bytes(spec: ClusterSpec) -> int | None:

@@ -20,7 +20,6 @@ from vpipe_cli.engines.mirror import Connect, Mirror
 from vpipe_cli.engines.shipping import Shipment
 from vpipe_cli.launch import Launch
 from vpipe_cli.runs.store import Run
-from vpipe_cli.transport.base import Transport
 from worker.errors import VpipeError
 from worker.spec.cluster import ClusterSpec
 from worker.spec.files import append_event, read_events, write_atomic
@@ -43,7 +42,6 @@ class SshEngine:
 
         with self._copies.reached(launch.job.spec, _hosts_of(launch)) as hosts:
             refuse(examine(hosts, launch.job.spec, quick=True))
-            _look_for_data(launch, hosts)
 
     def start(self, run: Run, launch: Launch, cluster: str, progress: Progress | None = None) -> None:
         """Ship the run and start it. Raises PreflightError, UnreachableError; then nothing of it is left to begin."""
@@ -138,15 +136,6 @@ def _last_words(run: Run, mirror: Mirror) -> dict[str, object]:
     attempt = states[-1].get("attempt", 1)
     failure = {"rank": 0, "stage": 0, "host": head, "cause": cause, "step": None}
     return {"attempt": attempt, "first_failure": failure}
-
-
-def _look_for_data(launch: Launch, hosts: dict[str, Transport]) -> None:
-    """What the first stage reads must be on its hosts. Raises PreflightError."""
-    readers = dict.fromkeys(rank.host for rank in launch.ranks if rank.stage == 0)
-    hint = f"stage 0 runs on {', '.join(readers)} and reads the data; copy it there, or name where it is"
-    for host in readers:
-        with HostFiles(hosts[host]) as server:
-            server.must_have(launch.job.spec, hint)
 
 
 def _hosts_of(launch: Launch) -> list[str]:

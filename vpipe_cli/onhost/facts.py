@@ -30,7 +30,7 @@ SECONDS = 6.0  # that any one command may take
 
 
 def main(request: Dict[str, Any]) -> None:
-    """Answer with all facts. ``request``: ``container`` (bool), ``gpus`` (bool), ``python`` (a path, or null)."""
+    """Answer with all facts. ``request``: ``container`` (bool), ``python`` (a path, or null), ``paths``."""
     namespaces = user_namespaces()  # before any thread: it forks
     root = vpipe_root(request.get("root"))
     found: Dict[str, Any] = {"user_namespaces": namespaces, "root": root}
@@ -44,6 +44,7 @@ def main(request: Dict[str, Any]) -> None:
         "gpus": gpus,
         "container": container if request.get("container") else lambda: None,
         "worker": lambda: worker(request["python"]) if request.get("python") else None,
+        "paths": lambda: {path: os.path.exists(path) for path in request.get("paths", [])},
     }
     threads = [threading.Thread(target=fill, args=(found, name, find), daemon=True) for name, find in wanted.items()]
     for thread in threads:
@@ -285,6 +286,9 @@ def user_namespaces() -> Dict[str, Any]:
 
 def worker(python: str) -> Dict[str, Any]:
     """What ranks without a container would run with: that interpreter, and the versions of what it must have."""
+    program = shutil.which(python)
+    if program is None:
+        return {"program": python, "python": None}
     code = (
         "import importlib.metadata as m, json, platform\n"
         "def v(n):\n"
@@ -293,4 +297,4 @@ def worker(python: str) -> Dict[str, Any]:
         "print(json.dumps({'python': platform.python_version(), **{n: v(n) for n in %r}}))"
     ) % (["torch", "numpy", "pydantic", "tokenizers", "safetensors"],)
     found: Dict[str, Any] = json.loads(said(python, "-c", code))
-    return {"program": shutil.which(python) or python, **found}
+    return {"program": program, **found}

@@ -29,7 +29,7 @@ def act(actions: Mapping[str, Action], request: Dict[str, Any]) -> None:
     try:
         root = vpipe_root(request.get("root"))
         if problem := exposed(root):
-            raise Refused(problem)
+            raise Refused("others could change %s: %s" % (root, problem))
         say(actions[request["do"]](root, request))
     except Refused as error:
         say({"error": str(error)})
