@@ -197,14 +197,19 @@ class Trial:
 
     def until_step(self, step: int, attempt: int = 1) -> Trial:
         """Wait until every rank of an attempt is in a step."""
+        assert self.reaches(step, attempt), f"the run ended before step {step}: {self.end().text}"
+        return self
+
+    def reaches(self, step: int, attempt: int = 1) -> bool:
+        """As ``until_step``; False where the run ends before."""
         ranks = range(self.arena.ranks)
         ready = lambda: self.attempt >= attempt and all(self.step(rank) >= step for rank in ranks)  # noqa: E731
         over = lambda: self.command.poll() is not None or self.state in FINAL  # noqa: E731
         # Asked once: under asp a rank that goes forward in one step goes back to an earlier one for its backward.
         found = wait_for(lambda: "ready" if ready() else "over" if over() else None, LIMIT)
-        assert found == "ready", f"the run ended before step {step}: {self.end().text}"
-        self.wildcards += sockets.wildcards([self.pid(rank) for rank in ranks] + self.hostds())
-        return self
+        if found == "ready":
+            self.wildcards += sockets.wildcards([self.pid(rank) for rank in ranks] + self.hostds())
+        return found == "ready"
 
     def until(self, state: str) -> Trial:
         """Wait until the run enters a state."""

@@ -61,8 +61,7 @@ def soak(arena: Arena, upto: Length, chance: random.Random, settings: tuple[str,
     reached = 0
     while time.monotonic() < until and len(trial.injuries) < upto.injuries:
         reached = min(steps - 8, max(reached, trial.step(0)) + chance.randint(1, max(1, steps // 50)))
-        trial.until_step(reached, attempt=len(trial.injuries) + 1)
-        if reached >= steps - 8 or not hurt(trial, chance):
+        if not trial.reaches(reached, len(trial.injuries) + 1) or reached >= steps - 8 or not hurt(trial, chance):
             break
     trial.ends_as(whole)
     return trial
