@@ -21,7 +21,7 @@ from worker import optimizer as optim
 from worker import topology as topo
 from worker.communication import Communicator, Expected
 from worker.data.base import TensorSpec
-from worker.errors import DataError, MismatchError, ModelError, NonFiniteLoss
+from worker.errors import DataError, ModelError, NonFiniteLoss, RankError
 from worker.precision import LOSS_SCALE, LossScaler
 from worker.replicas import ReplicaGroup
 from worker.schedule import Action, Kind
@@ -208,9 +208,9 @@ class StageRuntime:
             ranks = ", ".join(str(self._replicas.ranks[replica]) for replica in odd)
             others = "each other's" if len(odd) == len(checksums) else "those of the other replicas"
             after = f"stage {self.topology.stage}: after {self.updates} updates"
-            raise MismatchError(
+            raise RankError(  # which another attempt may heal
                 f"{after} the weights of rank {ranks} are not {others}",
-                "memory or a device there may be faulty: `vpipe resume RUN@STEP` goes on from a step before, elsewhere",
+                "no number should differ: suspect the memory or the processor of one of their machines",
             )
 
     def return_borrowed(self, minibatch: int) -> None:
