@@ -96,6 +96,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "SlurmSpec.constraint": (Case(lambda text: _slurm(constraint=text)),),
     "SlurmSpec.extra": (Case(lambda text: _slurm(extra=[text]), "--comment=x"),),
     "SlurmSpec.node_folder": (Case(lambda text: _slurm(node_folder=text), "/x"),),
+    "SlurmSpec.login": (Case(lambda text: {"machines": ["n1:cpu"], "engine": "slurm", **_slurm(login=text)}),),
     "ContainerSpec.image": (Case(lambda text: {"container": {"image": text}}, "x.sif"),),
     "ContainerSpec.binds": (Case(lambda text: _container(binds=[text]), "/x"),),
     "ContainerSpec.build_args": (
