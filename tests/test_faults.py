@@ -17,7 +17,7 @@ from tests.faults.cases import load
 from worker.spec.files import RunFiles
 
 load()
-SHORT = ("R1", "C2", "J1", "S5", "J3", "J7", "B1")
+SHORT = ("R1", "J1", "S5", "J3", "J7", "B1")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.test_training import CONTAINER, Shell, slots
+from tests.cluster.test_training import Shell, slots
 from tests.testbed.network import Testbed
 from vpipe_cli.container.store import Image
 
@@ -34,7 +34,7 @@ def test_layers_and_links_of_other_machines(shell: Shell, testbed: Testbed) -> N
 
 def test_in_the_container_of_the_job(shell: Shell, testbed: Testbed, worker_image: Image) -> None:
     """This machine's Python does not exist there: what was measured is what the image has."""
-    more = CONTAINER.format(image=worker_image.path, corpus=shell.corpus)
+    more = f'container: {{image: {worker_image.path}, binds: ["{shell.corpus}:/corpus"]}}\n'
     shell.write(slots(testbed.take(1), 1), more=more)
     found = json.loads(shell.run("profile", "data.path=/corpus", "--repeats", "1", "-o", "json"))
     assert len(found["layers"]) == 6
