@@ -138,7 +138,7 @@ def test_a_replica_whose_weights_went_astray_is_named(sync_mode: str, tmp_path: 
 
 
 def test_where_no_replica_is_right_for_certain_all_are_named() -> None:
-    tables = [alike.table([torch.tensor([value])], replica, 2) for replica, value in enumerate((1.0, 2.0))]
+    tables = [alike.table({"a": torch.tensor([value])}, replica, 2) for replica, value in enumerate((1.0, 2.0))]
     assert alike.odd_ones(tables[0] + tables[1]) == [0, 1]
     assert alike.odd_ones(tables[0] + tables[0].flip(0)) == []
 

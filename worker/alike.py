@@ -7,7 +7,7 @@ the others add zeros to that row, so the sum is every replica's checksum, exactl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -27,22 +27,19 @@ def table_spec(replicas: int) -> TensorSpec:
     return TensorSpec((replicas, PIECES), torch.float32)
 
 
-def table(parameters: Iterable[Tensor], replica: int, replicas: int) -> Tensor:
+def table(parameters: Mapping[str, Tensor], replica: int, replicas: int) -> Tensor:
     """What one replica adds to the table, as ``table_spec`` has it."""
-    own = torch.zeros(replicas, PIECES)
-    found = checksum(parameters)
+    own, found = torch.zeros(replicas, PIECES), 0
+    for number in checksums(parameters).values():
+        found = (31 * found + number) % 2 ** (PIECES * BITS)
     own[replica] = torch.tensor([float(found >> BITS * piece & (1 << BITS) - 1) for piece in range(PIECES)])
     return own
 
 
-def checksum(parameters: Iterable[Tensor]) -> int:
-    """64 bits that a change of one bit in any of the parameters changes, as does their order."""
-    total = 0
-    for parameter in parameters:
-        content = parameter.detach().contiguous().flatten()
-        words = content.view(torch.int32 if content.element_size() == 4 else torch.uint8)
-        total = (31 * total + int(words.sum(dtype=torch.int64))) % 2 ** (PIECES * BITS)
-    return total
+def checksums(parameters: Mapping[str, Tensor]) -> dict[str, int]:
+    """A number for each parameter that any one changed bit changes, as sums of all words do."""
+    sums = [parameter.detach().view(torch.int32).sum() for parameter in parameters.values()]
+    return dict(zip(parameters, torch.stack(sums).tolist(), strict=True)) if sums else {}
 
 
 def odd_ones(whole: Tensor) -> list[int]:

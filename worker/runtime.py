@@ -191,8 +191,7 @@ class StageRuntime:
         more = {LOSSES: torch.tensor(self._losses)} if self._losses else {}
         if self.compares_every and self.updates % self.compares_every == 0:
             ranks = self._replicas.ranks
-            own = self.stash.parameters.values()
-            more[alike.CHECKSUMS] = alike.table(own, ranks.index(self.topology.rank), len(ranks))
+            more[alike.CHECKSUMS] = alike.table(self.stash.parameters, ranks.index(self.topology.rank), len(ranks))
         sums = self._replicas.sum({**self.stash.gradients, **more}, update.minibatch)
         if alike.CHECKSUMS in sums:
             self._compare(sums.pop(alike.CHECKSUMS))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worker.alike import checksums
 from worker.checkpoint import layout
 from worker.executor import Executor
 from worker.recovery import randomness
@@ -103,12 +104,6 @@ class Camera:
                 self._memory[file, name] = memory
             copies[name] = memory.copy_(tensor.detach())
         return copies
-
-
-def checksums(parameters: Mapping[str, Tensor]) -> dict[str, int]:
-    """A number for each parameter that any one changed bit changes, as sums of all words do."""
-    sums = [parameter.detach().view(torch.int32).sum() for parameter in parameters.values()]
-    return dict(zip(parameters, torch.stack(sums).tolist(), strict=True)) if sums else {}
 
 
 def put_back(
