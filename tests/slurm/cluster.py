@@ -66,7 +66,7 @@ class Slurm:
 
     Args:
         more: lines of slurm.conf.
-    Raises AssertionError when they are not within two minutes.
+    Raises AssertionError, with what the daemons last wrote, when they are not within a minute.
     """
 
     def __init__(self, folder: Path, nodes: int = 2, more: str = "") -> None:
@@ -84,7 +84,7 @@ class Slurm:
             self._start("slurmctld", "-D")
             for node in self.nodes:
                 self.start_node(node)
-            wait_for(lambda: self.states() == ["idle"] * nodes, 120)
+            self._wait_for_nodes()
         except BaseException:
             self.close()
             raise
@@ -140,6 +140,17 @@ class Slurm:
         """What a command prints; nothing where it fails, as while the daemons start."""
         done = subprocess.run(command, env={**os.environ, **self.env}, capture_output=True, text=True, timeout=60)
         return done.stdout if done.returncode == 0 else ""
+
+    def _wait_for_nodes(self) -> None:
+        deadline = time.monotonic() + 60
+        while (states := self.states()) != ["idle"] * len(self.nodes):
+            ended = [name for name, daemon in self._daemons.items() if daemon.poll() is not None]
+            assert not ended and time.monotonic() < deadline, f"nodes {states}, ended {ended}\n{self._last_words()}"
+
+    def _last_words(self) -> str:
+        """The last lines of every daemon: its port may have gone to another program meanwhile."""
+        logs = sorted([*self.folder.glob("*.out"), *self.folder.glob("*.log"), self.folder / "munge" / "log"])
+        return "\n".join(f"{log.name}: {log.read_text()[-1500:]}" for log in logs if log.exists())
 
     def _munged(self) -> None:
         key = self.folder / "munge" / "key"
