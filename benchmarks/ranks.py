@@ -19,6 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from worker.heap import keep_freed
+
 GRACE = 3.0
 """Seconds that ranks get to end by themselves after a deadline, or after another one failed."""
 
@@ -72,6 +74,7 @@ def _fork(rank: int, ranks: int, main: Callable[[int], Any], deadline: float, fo
 
 def _join(rank: int, ranks: int, deadline: float, folder: Path) -> None:
     torch.set_num_threads(1)
+    keep_freed()
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     store = dist.FileStore(str(folder / "store"), ranks)  # type: ignore[attr-defined]
     timeout = timedelta(seconds=deadline + 2 * GRACE)

@@ -27,6 +27,7 @@ from worker.errors import (
     UsageError,
     VpipeError,
 )
+from worker.heap import keep_freed
 from worker.recovery.leave import LEFT, Left
 from worker.rendezvous import Rendezvous
 from worker.spec.files import RunFiles, write_atomic
@@ -41,6 +42,7 @@ def main() -> int:
     """Run one rank; returns its exit status."""
     arguments = _arguments()
     files = RunFiles(arguments.job.parent)
+    keep_freed()
     try:
         _be_visible(files, arguments.attempt, arguments.rank)
         job = Job.model_validate_json(arguments.job.read_text())

@@ -86,8 +86,10 @@ def _measure(arguments: argparse.Namespace) -> None:
     import torch.distributed as dist
 
     from worker import data, models
+    from worker.heap import keep_freed
     from worker.profiler import measure, measure_link
 
+    keep_freed()
     spec = ClusterSpec.model_validate_json(arguments.spec.read_bytes())
     torch.set_num_threads(arguments.threads)
     world = max(arguments.processes, min(2, arguments.ranks))
