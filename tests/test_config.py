@@ -69,6 +69,12 @@ VALUES = {
         M + "pipeline: {recompute_ratio: [0.5, 2]}",
         [":2:35: pipeline.recompute_ratio[1]: must be at most 1, is 2"],
     ),
+    "recomputed and offloaded": (
+        M + "pipeline: {recompute_ratio: [0, 0.75], offload_ratio: 0.5}",
+        [
+            ":2:55: pipeline.offload_ratio: leaves layers no choice: with recompute_ratio 0.75 it must be at most 0.25",
+        ],
+    ),
     "neither of a union": (
         M + "pipeline: {partition: aut}",
         [":2:23: pipeline.partition: must be auto or a list of whole numbers, not 'aut'; did you mean auto?"],

@@ -133,6 +133,7 @@ class Builder:
             topology.incoming,
             topology.outgoing,
             self.job.plan.recompute_ratio[topology.stage],
+            self.job.spec.pipeline.offload_ratio,
             entry.splits_backward,
             DTYPES[self.job.spec.precision],
             self.job.spec.run.seed,

@@ -18,6 +18,7 @@ from worker.deferred import Deferred, Later
 from worker.errors import ModelError
 from worker.flow import Cut, outputs_of
 from worker.models.base import Layer
+from worker.offload import Offloaded, offloaded_layers
 from worker.precision import LOSS_SCALE, arithmetic, rounded
 from worker.rng import seed_layer
 from worker.stash import Give, Version, WeightStash
@@ -55,6 +56,7 @@ class Stage:
         recompute_ratio: share of the layers, from the end, that keep only their input and run again in the backward.
             Layer by layer, so that one layer's activations at a time return, and with the weights and random numbers
             of the first time (activation checkpointing, Chen et al. 2016).
+        offload_ratio: share of the layers, before those, whose activations wait in host memory: ``worker.offload``.
         split_backward: leave the gradients of weight matrices to ``finish``.
         dtype: of what layers give each other, see ``worker.precision``.
     """
@@ -68,6 +70,7 @@ class Stage:
         incoming: Cut,
         outgoing: Cut | None,
         recompute_ratio: float,
+        offload_ratio: float,
         split_backward: bool,
         dtype: torch.dtype | None,
         seed: int,
@@ -80,6 +83,7 @@ class Stage:
         self.incoming = incoming
         self.outgoing = outgoing
         self.first_recomputed = len(layers) - recomputed_layers(len(layers), recompute_ratio)
+        self.first_offloaded = self.first_recomputed - offloaded_layers(len(layers), offload_ratio)
         self._split = split_backward
         self._dtype = dtype
         self._seed = seed
@@ -204,10 +208,17 @@ class Stage:
 
     def _layer(self, position: int, graph: Graph) -> Callable[..., tuple[Tensor, ...]]:
         run = partial(self._run, position, graph.minibatch, graph.version, graph.later)
-        if position < self.first_recomputed:
+        if position < self.first_offloaded:
             return run
+        if position < self.first_recomputed:
+            return partial(self._offloading, run, graph)
         once = partial(self._first_and_again, run, position, graph.minibatch, [])
         return partial(checkpoint, once, use_reentrant=False, preserve_rng_state=False)
+
+    def _offloading(self, run: Callable[..., tuple[Tensor, ...]], graph: Graph, *args: Tensor) -> tuple[Tensor, ...]:
+        """``run``, with what it saves for the backward in host memory, but for what the graph or others hold anyway."""
+        with Offloaded([*graph.version.leaves.values(), *graph.inputs.values()]):
+            return run(*args)
 
     def _first_and_again(
         self, run: Callable[..., tuple[Tensor, ...]], position: int, minibatch: int, before: list[bool], *args: Tensor

@@ -12,7 +12,7 @@ from worker.spec.job import Plan
 
 MEANS_NOTHING = (
     *("name", "machines", "spares", "engine", "ssh", "slurm", "container", "planner", "trace", "report"),
-    *("checkpoint.keep", "checkpoint.timeout", "checkpoint.copies"),
+    *("checkpoint.keep", "checkpoint.timeout", "checkpoint.copies", "pipeline.offload_ratio"),
 )
 """Keys that change no number of the training; so do most of ``run``."""
 MEANS_SOMETHING = ("run.steps", "run.seed")

@@ -53,6 +53,10 @@ class PipelineSpec(Section):
         description="share of a stage's layers, from its end, whose activations are recomputed; or one per stage; "
         "auto: as few as memory asks for",
     )
+    offload_ratio: Ratio = Field(
+        0.0,
+        description="share of a stage's layers, before the recomputed ones, whose activations wait in host memory",
+    )
     sync_mode: Literal["asp", "bsp"] = Field(
         "asp", description="asp: update after every backward, with weight stashing; bsp: flush, then update"
     )
@@ -90,6 +94,10 @@ class PipelineSpec(Section):
         if self.schedule == "accumulate" and any(ratio != "auto" and ratio for ratio in ratios):
             message = "needs another schedule: under accumulate a layer would be recomputed with newer weights"
             yield Misfit(message, ("recompute_ratio",))
+        most = max((ratio for ratio in ratios if ratio != "auto"), default=0.0)
+        if most + self.offload_ratio > 1:
+            message = f"leaves layers no choice: with recompute_ratio {most:g} it must be at most {1 - most:g}"
+            yield Misfit(message, ("offload_ratio", "recompute_ratio"))
         if self.in_flight != "auto" and self.schedule == "none":
             yield Misfit("must be left out: with schedule none one minibatch is in flight", ("in_flight", "schedule"))
         elif self.in_flight != "auto" and self.schedule in OWN_DEPTH and self.replicas != 1:
