@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from worker import hostd
 from worker.hostd.processes import find_strays
 from worker.spec.files import RunFiles, read_events
@@ -21,6 +23,8 @@ from worker.spec.records import FINAL, RankExit
 HOSTD = Path(hostd.__file__).parent
 READY = "import os, sys, time, pathlib; pathlib.Path(os.environ['READY']).touch()\n"
 SLEEP = READY + "time.sleep(60)"
+SLOW = pytest.mark.skipif(not os.environ.get("VPIPE_SLOW"), reason="takes longer than it tells: VPIPE_SLOW=1 runs it")
+"""Of what other cases of the same test show nearly as well."""
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:

@@ -317,13 +317,13 @@ def test_the_starter_file_names_every_key_and_shows_the_defaults(tmp_path: Path)
             assert load(tmp_path, text, f"{key}={value}") == spec, key
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(st.binary() | st.text().map(lambda text: text.encode("utf-8", "surrogatepass")) | TREE.map(str).map(str.encode))
 def test_no_bytes_raise_anything_but_a_config_error(raw: bytes) -> None:
     problems(raw)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(st.dictionaries(KEY, TREE), st.lists(st.tuples(KEY, st.text() | TREE.map(str)), max_size=2))
 def test_no_values_raise_anything_but_a_config_error(
     values: dict[str, object], overrides: list[tuple[str, str]]

@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests import harness, reference
+from tests.rig import SLOW
 from vpipe_cli import config, outline
 from vpipe_cli.app import app
 from worker import data, models
@@ -84,7 +85,9 @@ def test_the_small_example_is_planned_and_launched(tmp_path: Path) -> None:
     assert "succeeded: 12 steps" in ended.stdout
 
 
-@pytest.mark.parametrize(("name", "layers"), [("small", 6), ("skip", 4), ("two", 3)])
+@pytest.mark.parametrize(
+    ("name", "layers"), [pytest.param("small", 6, marks=SLOW), ("skip", 4), pytest.param("two", 3, marks=SLOW)]
+)
 def test_the_examples_are_profiled_and_planned(
     name: str, layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

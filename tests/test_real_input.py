@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import matplotlib
 import pytest
 
 from tests import reference
+from tests.rig import SLOW
 from vpipe_cli import yamltree
 from worker import data, models
 from worker.spec.files import RunFiles
@@ -66,13 +68,13 @@ def write_jsonl(folder: Path) -> dict[str, Any]:
 
 
 SMALL = {"hidden_size": 32, "num_layers": 2}
-KINDS: dict[str, tuple[dict[str, Any], Any, int, int]] = {
-    "gpt2": ({"name": "gpt2", **SMALL, "dropout": 0.0}, write_jsonl, 2, 3),
-    "transformer": ({"name": "transformer", **SMALL, "num_layers": 1, "dropout": 0.0}, write_pairs, 3, 2),
-    "gnmt": ({"name": "gnmt", **SMALL, "dropout": 0.0}, write_pairs, 2, 3),
-    "resnet50": ({"name": "resnet50", "width": 8, "blocks": [1, 1]}, write_pictures, 3, 2),
+KINDS: dict[str, tuple[dict[str, Any], Any, str, int]] = {
+    "gpt2": ({"name": "gpt2", **SMALL, "dropout": 0.0}, write_jsonl, "asp", 2),
+    "transformer": ({"name": "transformer", **SMALL, "num_layers": 1, "dropout": 0.0}, write_pairs, "bsp", 2),
+    "gnmt": ({"name": "gnmt", **SMALL, "dropout": 0.0}, write_pairs, "asp", 3),
+    "resnet50": ({"name": "resnet50", "width": 8, "blocks": [1, 1]}, write_pictures, "bsp", 2),
 }
-"""Model, what writes its data, and stages under asp and under bsp that every run of the tests has."""
+"""Model, what writes its data, and the mode and number of stages that every run of the tests has."""
 
 
 def launch(folder: Path, model: dict[str, Any], given: dict[str, Any], stages: int, mode: str, steps: int) -> RunFiles:
@@ -97,12 +99,10 @@ def launch(folder: Path, model: dict[str, Any], given: dict[str, Any], stages: i
 
 def ways() -> list[Any]:
     """Every kind under both modes and on two and three stages; what KINDS does not name is slow to have too."""
-    slow = pytest.mark.skipif(not os.environ.get("VPIPE_SLOW"), reason="takes minutes: VPIPE_SLOW=1 runs it")
     return [
-        pytest.param(kind, mode, stages, id=f"{kind}-{mode}-{stages}", marks=[] if stages == usual else slow)
-        for kind, (_, _, *usually) in KINDS.items()
-        for mode, usual in zip(("asp", "bsp"), usually, strict=True)
-        for stages in (2, 3)
+        pytest.param(kind, *way, id=f"{kind}-{way[0]}-{way[1]}", marks=[] if [*way] == usual else SLOW)
+        for kind, (_, _, *usual) in KINDS.items()
+        for way in product(("asp", "bsp"), (2, 3))
     ]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tests import reference
+from tests.rig import SLOW
 from tests.test_main_job import Shell
 from tests.test_names import KINDS, our_logits, published_model, spec_of, their_logits
 from tests.test_real_input import of_one_process
@@ -66,7 +67,7 @@ def test_a_layer_reads_its_own_weights_only(tmp_path: Path, monkeypatch: pytest.
     assert asked and all(name.startswith("transformer.h.1.") for name in asked)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("bert", marks=SLOW)])
 def test_a_run_goes_on_from_published_weights(name: str, tmp_path: Path) -> None:
     """Its first loss is theirs, its weights become those of one process, and what it exports opens there again."""
     other = published_model(spec_of(name))

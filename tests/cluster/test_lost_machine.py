@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -35,13 +34,16 @@ def kill_once_saved(host: Host, shell: Shell) -> str:
     return run
 
 
-def undisturbed(shell: Shell) -> Any:
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What the same job ends with on this machine."""
+    shell = Shell(tmp_path_factory.mktemp("alone"), Path("/dev/null"))
     shell.write(["cpu*2"])
-    return json.loads(shell.run("launch", *LENGTH, *BSP, "-o", "json"))["result"]["weights_sha256"]
+    ended = json.loads(shell.run("launch", *LENGTH, *BSP, "-o", "json"))
+    return str(ended["result"]["weights_sha256"])
 
 
-def test_a_spare_takes_its_place_while_the_run_is_watched(shell: Shell, testbed: Testbed) -> None:
+def test_a_spare_takes_its_place_while_the_run_is_watched(shell: Shell, testbed: Testbed, undisturbed: str) -> None:
     first, second, third = testbed.take(3)
     shell.write(slots([first, second], 1, 1), more=f"spares: ['{third.name}:cpu']\n")
     launch = shell.start("launch", *LENGTH, *BSP, "-o", "json")
@@ -51,10 +53,10 @@ def test_a_spare_takes_its_place_while_the_run_is_watched(shell: Shell, testbed:
     assert f"{second.name} does not answer\nin its place: {third.name}:cpu*1\n" in err and "Traceback" not in err
     ended = [json.loads(line) for line in out.splitlines()][-1]
     assert [rank["host"] for rank in ended["ranks"]] == [first.name, third.name]
-    assert ended["result"]["weights_sha256"] == undisturbed(shell)
+    assert ended["result"]["weights_sha256"] == undisturbed
 
 
-def test_without_the_first_machine_on_the_ranks_that_are_left(shell: Shell, testbed: Testbed) -> None:
+def test_without_the_first_machine_on_the_ranks_that_are_left(shell: Shell, testbed: Testbed, undisturbed: str) -> None:
     first, second = testbed.take(2)
     shell.write(slots([first, second], 1, 1))
     shell.run("launch", "-d", *LENGTH, *BSP)
@@ -64,7 +66,7 @@ def test_without_the_first_machine_on_the_ranks_that_are_left(shell: Shell, test
     out = shell.run("resume", run, "run.min_ranks=1", "-o", "json")
     ended = json.loads(out)
     assert [rank["host"] for rank in ended["ranks"]] == [second.name]
-    assert ended["result"]["weights_sha256"] == undisturbed(shell)
+    assert ended["result"]["weights_sha256"] == undisturbed
 
 
 def _refused(shell: Shell, *arguments: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.rig import wait_for
+from tests.rig import SLOW, wait_for
 from tests.slurm import gang
 from tests.slurm.cluster import Slurm
 from tests.slurm.fixtures import _slurm, slurm
@@ -106,9 +105,6 @@ def test_scontrol_requeue(slurm: Slurm) -> None:
     slurm.run("scontrol", "requeue", gang.job(run))
     now = gang.end(run)
     assert (now.state, now.attempt) == ("succeeded", 2)
-
-
-SLOW = pytest.mark.skipif(not os.environ.get("VPIPE_SLOW"), reason="takes 40 s more: VPIPE_SLOW=1 runs it")
 
 
 @pytest.mark.parametrize("node", ["n1", pytest.param("n2", marks=SLOW)])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.rig import wait_for, with_token
+from tests.rig import SLOW, wait_for, with_token
 from tests.slurm import gang
 from tests.slurm.cluster import Slurm
 from tests.slurm.fixtures import _slurm, slurm
@@ -42,7 +42,6 @@ MODES = {
     "bsp": {"pipeline": "sync_mode: bsp, minibatches_per_step: 4", "every": 1000},
     "asp": {"pipeline": "sync_mode: asp", "every": 20},
 }
-SLOW = pytest.mark.skipif(not os.environ.get("VPIPE_SLOW"), reason="takes minutes: VPIPE_SLOW=1 runs it")
 
 
 class Shell:
