@@ -15,7 +15,7 @@ from vpipe_cli.transport.base import Finished
 from vpipe_cli.transport.connect import connect
 from vpipe_cli.transport.fake import FakeTransport
 from vpipe_cli.transport.hostkeys import HostKey, own_file, record, recorded, verify
-from vpipe_cli.transport.ssh.session import command_line
+from vpipe_cli.transport.shell import command_line
 from vpipe_cli.transport.target import Target, resolve
 from worker.errors import TransferError, UnreachableError, UntrustedHost, UsageError
 from worker.spec.ssh import SshSpec
@@ -138,10 +138,15 @@ def test_hashed_names_and_fingerprints_are_those_of_openssh(tmp_path: Path) -> N
     assert found.key.fingerprint in shown.split()
 
 
+def server(name: str, known_hosts: Path) -> Target:
+    """A server with a name in a file of host keys."""
+    return Target("host", "10.0.0.1", 22, "ana", (), False, name, (str(known_hosts),), 1.0)
+
+
 def test_keys_unknown_changed_and_revoked(tmp_path: Path) -> None:
     file = tmp_path / "k"
     file.write_text(entry("a", "K") + "@revoked " + entry("*", "R") + "@cert-authority " + entry("*", "C"))
-    verify("a", "a", key("K"), [str(file)])
+    verify(server("a", file), key("K"))
     for name, shown, words in [
         ("b", "K", "unknown"),
         ("a", "L", "has changed"),
@@ -149,7 +154,7 @@ def test_keys_unknown_changed_and_revoked(tmp_path: Path) -> None:
         ("b", "C", "unkn"),
     ]:
         with pytest.raises(UntrustedHost, match=words):
-            verify("host", name, key(shown), [str(file)])
+            verify(server(name, file), key(shown))
 
 
 def test_a_key_that_was_recorded_replaces_what_was_known(tmp_path: Path) -> None:
@@ -158,9 +163,9 @@ def test_a_key_that_was_recorded_replaces_what_was_known(tmp_path: Path) -> None
     record("b", key("B"))
     record("a", key("L"))
     record("a", key("M"))
-    verify("a", "a", key("M"), [str(file)])
+    verify(server("a", file), key("M"))
     with pytest.raises(UntrustedHost, match="has changed"):
-        verify("a", "a", key("K"), [str(file)])
+        verify(server("a", file), key("K"))
     assert len(own_file().read_text().splitlines()) == 2
     assert own_file().stat().st_mode & 0o777 == 0o600
 

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vpipe_cli.runs.store import kept
+from vpipe_cli.transport.target import Target
 from worker.errors import UntrustedHost
 from worker.spec.files import write_atomic
 
@@ -44,17 +45,18 @@ def own_file() -> Path:
 
 
 def recorded(name: str, files: Sequence[str]) -> list[Recorded]:
-    """All that is known of a host, vpipe's own record alone if it has one."""
+    """All that is known of a host, vpipe's own record alone if it has one. ``name`` is ``host`` or ``[host]:port``."""
     return list(_of(name, own_file())) or [line for file in files for line in _of(name, Path(file))]
 
 
-def verify(host: str, name: str, key: HostKey, files: Sequence[str]) -> None:
-    """Refuse a key that is not the recorded one. ``name`` is the host's in the files: ``host`` or ``[host]:port``.
+def verify(target: Target, key: HostKey) -> None:
+    """Refuse a key that is not the recorded one.
 
     Raises:
         UntrustedHost: with the fingerprint, and what to do.
     """
-    known = recorded(name, files)
+    host, name = target.host, target.known_as
+    known = recorded(name, target.known_hosts)
     trust = "vpipe doctor CLUSTER.yml --trust"
     if any(line.revoked and line.key == key for line in known):
         raise UntrustedHost(f"{host}: its key {key.type} {key.fingerprint} is marked as revoked")

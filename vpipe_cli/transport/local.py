@@ -7,15 +7,14 @@ import secrets
 import select
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vpipe_cli.transport.base import Channel, Finished, Progress
+from vpipe_cli.transport.pieces import CHUNK, pieces
 from worker.errors import TransferError, UnreachableError
-
-CHUNK = 1 << 20
 
 
 class LocalTransport:
@@ -53,7 +52,7 @@ class LocalTransport:
         try:
             _make_folder(path.parent)
             with open(aside, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-                for sent, chunk in _chunks(source):
+                for sent, chunk in pieces(source):
                     file.write(chunk)
                     if progress:
                         progress(sent)
@@ -118,15 +117,3 @@ def _make_folder(path: Path) -> None:
     if not path.exists():
         _make_folder(path.parent)
         path.mkdir(mode=0o700, exist_ok=True)
-
-
-def _chunks(source: Path | bytes) -> Iterator[tuple[int, bytes]]:
-    """Pairs of the bytes so far, this chunk included, and the chunk."""
-    if isinstance(source, bytes):
-        yield len(source), source
-        return
-    sent = 0
-    with source.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            sent += len(chunk)
-            yield sent, chunk

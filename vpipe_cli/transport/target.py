@@ -39,6 +39,11 @@ class Target:
     via: Target | None = None
     command: str = ""
 
+    @property
+    def door(self) -> tuple[str, int]:
+        """Address and port of the first server on the way, which all that goes through it must enter by."""
+        return self.via.door if self.via else (self.address, self.port)
+
     def __str__(self) -> str:
         route = f" through {self.via.host}" if self.via else ""
         return f"{self.host} ({self.user}@{self.address}:{self.port}{route})"

@@ -16,8 +16,7 @@ BROKEN = (paramiko.SSHException, EOFError, OSError)
 def broken(channel: paramiko.Channel) -> bool:
     """Whether the connection a channel was opened on is no more; a channel may notice a moment before it does."""
     transport = channel.get_transport()
-    if transport.is_active():
-        transport.join(0.2)
+    transport.join(0.2)
     return not transport.is_active()
 
 
@@ -25,13 +24,15 @@ def watch(transport: paramiko.Transport) -> None:
     """Close a connection whose peer does not answer. Counts waits, not the clock: a laptop may sleep in between."""
     while transport.is_active():
         transport.join(BEAT)
-        answered = threading.Event()
-        threading.Thread(target=_ping, args=[transport, answered], daemon=True).start()
-        if not any(answered.wait(0.5) for _ in range(int(SILENCE / 0.5))):
+        ping = threading.Thread(target=_ping, args=[transport], daemon=True)
+        ping.start()
+        for _ in range(int(SILENCE / 0.5)):
+            ping.join(0.5)
+        if ping.is_alive():
             transport.close()
 
 
-def _ping(transport: paramiko.Transport, answered: threading.Event) -> None:
+def _ping(transport: paramiko.Transport) -> None:
+    """Ask for an answer, and wait for it."""
     with contextlib.suppress(*BROKEN):
         transport.global_request("keepalive@openssh.com", wait=True)
-    answered.set()

@@ -18,12 +18,13 @@ from vpipe_cli.transport.ssh import alive
 from vpipe_cli.transport.ssh.alive import BROKEN
 from vpipe_cli.transport.ssh.login import log_in
 from vpipe_cli.transport.target import Target
-from worker.errors import UnreachableError, UntrustedHost
+from worker.errors import UnreachableError
 
 HANDSHAKES = 8  # in flight per server: sshd drops some of more than 10 (MaxStartups)
 SESSIONS = 8  # commands at once per connection: sshd refuses the 11th (MaxSessions)
 STILL_COUNTED = 10.0  # seconds sshd may count sessions that have ended here, and refuse new ones
 CONNECT_FAILED = 2  # how it refuses them
+TYPES = {"rsa-sha2-256": "ssh-rsa", "rsa-sha2-512": "ssh-rsa"}  # the type of keys that have several algorithms
 
 Verify = Callable[[Target, HostKey], None]
 
@@ -33,9 +34,8 @@ _gates: defaultdict[tuple[str, int], threading.Semaphore] = defaultdict(lambda: 
 class Link:
     """One connection to an SSH server. Safe to use from several threads."""
 
-    def __init__(self, target: Target, via: Link | None = None, check: Verify | None = None) -> None:
-        self.target, self._via = target, via
-        self._check = check or _verify
+    def __init__(self, target: Target, via: Link | None = None, check: Verify = verify) -> None:
+        self.target, self._via, self._check = target, via, check
         self._lock = threading.Lock()
         self._transport: paramiko.Transport | None = None
         self._failure: tuple[float, UnreachableError] | None = None
@@ -58,32 +58,21 @@ class Link:
     @contextlib.contextmanager
     def session(self, command: str, timeout: float) -> Iterator[paramiko.Channel]:
         """A channel on which the server runs ``command``; closed at the end."""
-        channel = self.start(command, timeout)
-        try:
-            yield channel
-        finally:
-            self.end(channel)
-
-    def start(self, command: str, timeout: float) -> paramiko.Channel:
-        """As ``session``, but whoever gets it must ``end`` it."""
         if not self._slots.acquire(timeout=timeout):
             raise TimeoutError(f"{self.target.host}: {SESSIONS} other commands did not end within {timeout:g} s")
         try:
-            channel = self._open(timeout)
-            channel.exec_command(command)
-            return channel
-        except BROKEN as error:
+            try:
+                channel = self._open(timeout)
+                channel.exec_command(command)
+            except BROKEN as error:
+                raise self.lost(error) from None
+            try:
+                yield channel
+            finally:
+                with contextlib.suppress(*BROKEN):
+                    channel.close()
+        finally:
             self._slots.release()
-            raise self.lost(error) from None
-        except BaseException:
-            self._slots.release()
-            raise
-
-    def end(self, channel: paramiko.Channel) -> None:
-        """Close a channel that ``start`` opened."""
-        with contextlib.suppress(*BROKEN):
-            channel.close()
-        self._slots.release()
 
     def lost(self, error: object = "") -> UnreachableError:
         """The error of a connection that broke."""
@@ -115,7 +104,7 @@ class Link:
     def _dial(self, deadline: float) -> paramiko.Transport:
         """Connect, tried again while the server is too busy to say hello."""
         via = self._via.transport() if self._via else None
-        gate = _gates[_entry(self.target)]
+        gate = _gates[self.target.door]
         for attempt in range(1000):
             if not gate.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 break
@@ -150,21 +139,8 @@ class Link:
             if via:
                 return via.open_channel("direct-tcpip", (target.address, target.port), ("127.0.0.1", 0), timeout=left)
             plain = socket.create_connection((target.address, target.port), left)
-        except ConnectionRefusedError:
-            raise self._unreachable(
-                "refuses: no SSH server listens there", "ssh: {port: N} names another port"
-            ) from None
-        except socket.gaierror:
-            hint = "machines takes what ssh takes: a name, or an alias of ~/.ssh/config"
-            raise self._unreachable("has a name that nobody knows", hint) from None
-        except TimeoutError:
-            raise self._unreachable(f"does not answer within {target.connect_timeout:g} s") from None
-        except paramiko.ChannelException as error:
-            assert target.via
-            reason = "forbids to go on" if error.code == 1 else "cannot reach it"
-            raise self._unreachable(f"is out of reach: {target.via.host} {reason} ({error.text})") from None
         except BROKEN as error:
-            raise self._unreachable(f"cannot be reached: {getattr(error, 'strerror', None) or error}") from None
+            raise self._unreachable(*self._reason(error)) from None
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: give up sending when nothing is acknowledged
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * (alive.BEAT + alive.SILENCE)))
@@ -176,21 +152,34 @@ class Link:
         options = transport.get_security_options()
         options.ciphers = sorted(options.ciphers, key=lambda name: name != "aes128-gcm@openssh.com")  # fastest first
         known = {line.key.type for line in recorded(target.known_as, target.known_hosts)}
-        options.key_types = sorted(options.key_types, key=lambda name: _key_type(name) not in known)
+        options.key_types = sorted(options.key_types, key=lambda name: TYPES.get(name, name) not in known)
         left = max(0.1, deadline - time.monotonic())
         transport.banner_timeout = transport.handshake_timeout = left
         try:
             transport.start_client(timeout=left)
             key = transport.get_remote_server_key()
-        except (EOFError, ConnectionError):
-            raise _Busy from None
-        except (paramiko.SSHException, OSError) as error:
-            if "banner" in str(error) and time.monotonic() < deadline - 0.1:
+        except BROKEN as error:
+            late = time.monotonic() >= deadline - 0.1
+            if isinstance(error, (EOFError, ConnectionError)) or ("banner" in str(error) and not late):
                 raise _Busy from None
-            if time.monotonic() >= deadline - 0.1:
-                raise self._unreachable(f"is silent for {target.connect_timeout:g} s after connecting") from None
-            raise self._unreachable(f"does not speak SSH as expected: {error}") from None
+            silent = f"is silent for {target.connect_timeout:g} s after connecting"
+            raise self._unreachable(silent if late else f"does not speak SSH as expected: {error}") from None
         self._check(target, HostKey(key.get_name(), key.asbytes()))
+
+    def _reason(self, error: Exception) -> tuple[str, str]:
+        """Why there is no stream of bytes to the server, and the remedy where there is one."""
+        via, seconds = self.target.via, self.target.connect_timeout
+        match error:
+            case ConnectionRefusedError():
+                return "refuses: no SSH server listens there", "ssh: {port: N} names another port"
+            case socket.gaierror():
+                return "has a name that nobody knows", "machines takes what ssh takes: a name or alias of ~/.ssh/config"
+            case TimeoutError():
+                return f"does not answer within {seconds:g} s", ""
+            case paramiko.ChannelException() if via:
+                reason = "forbids to go on" if error.code == 1 else "cannot reach it"
+                return f"is out of reach: {via.host} {reason} ({error.text})", ""
+        return f"cannot be reached: {getattr(error, 'strerror', None) or error}", ""
 
     def _unreachable(self, what: str, hint: str = "") -> UnreachableError:
         return UnreachableError(f"{self.target} {what}", hint or f"try: ssh {self.target.host}")
@@ -198,40 +187,6 @@ class Link:
 
 class _Busy(Exception):
     """The server hung up before it said hello: too many are connecting."""
-
-
-def offered_key(target: Target, via: Link | None) -> HostKey:
-    """The key that a server shows, nobody having verified it. Raises UnreachableError."""
-    seen: list[HostKey] = []
-
-    def look(_: Target, key: HostKey) -> None:
-        seen.append(key)
-        raise UntrustedHost("seen")
-
-    link = Link(target, via, look)
-    try:
-        link.transport()
-    except UntrustedHost:
-        if not seen:
-            raise  # a jump host's
-    finally:
-        link.close()
-    return seen[0]
-
-
-def _verify(target: Target, key: HostKey) -> None:
-    verify(target.host, target.known_as, key, target.known_hosts)
-
-
-def _entry(target: Target) -> tuple[str, int]:
-    """The first server on the way, whose door all that follows goes through."""
-    while target.via:
-        target = target.via
-    return target.address, target.port
-
-
-def _key_type(algorithm: str) -> str:
-    return "ssh-rsa" if algorithm.startswith("rsa-sha2-") else algorithm
 
 
 def _proxy(command: str) -> socket.socket:

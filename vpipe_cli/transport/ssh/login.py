@@ -27,13 +27,11 @@ def log_in(transport: paramiko.Transport, target: Target, deadline: float) -> No
             tried.append(name)
             if not transport.is_active() or not isinstance(error, paramiko.AuthenticationException):
                 break
-            continue
-        if transport.is_authenticated():
-            return
-        raise UnreachableError(
-            f"{target} wants more than a key: {', '.join(further)}",
-            "vpipe logs in with keys only; is there a way in that asks no person, or run vpipe on that machine itself?",
-        )
+        else:
+            if transport.is_authenticated():
+                return
+            hint = "vpipe logs in with keys only; is there a way in that asks no person, or run vpipe on that machine?"
+            raise UnreachableError(f"{target} wants more than a key: {', '.join(further)}", hint)
     found = f"; tried {', '.join(tried)}" if tried else "; there is no key to try"
     if not transport.is_active():
         raise UnreachableError(f"{target} hung up during the login{found}", f"try: ssh {target.host}")
