@@ -136,24 +136,45 @@ def test_cut_off_while_sbatch_queues_the_job(login: Login, slurm: Slurm) -> None
     assert "asked for before the run began" in there.events.read_text() and not there.attempt(1).exists()
 
 
-def test_what_a_login_node_cannot_do_is_told_before_anything_is_left(login: Login) -> None:
-    def launch(data: object = None, **slurm: object) -> None:
-        run = create(new_id("gang"), "slurm")
-        given = gang.launch_of(run, [gang.SLEEP] * 2, {"login": "h1", **slurm}, {}, login.ssh_config)
-        spec = given.job.spec.model_copy(update={"data": data or given.job.spec.data})
-        gang.ENGINE.check(given.model_copy(update={"job": given.job.model_copy(update={"spec": spec})}))
+def check(login: Login, data: object = None, **slurm: object) -> None:
+    """What a launch asks of the login node before anything is sent."""
+    run = create(new_id("gang"), "slurm")
+    given = gang.launch_of(run, [gang.SLEEP] * 2, {"login": "h1", **slurm}, {}, login.ssh_config)
+    spec = given.job.spec.model_copy(update={"data": data or given.job.spec.data})
+    gang.ENGINE.check(given.model_copy(update={"job": given.job.model_copy(update={"spec": spec})}))
 
+
+def test_what_a_login_node_cannot_do_is_told_before_anything_is_left(login: Login) -> None:
     with pytest.raises(PreflightError, match=r"^h1: data\.path: no such file or folder: '/no/corpus'\n"):
-        launch(DataSpec(source="text", path="/no/corpus"))
+        check(login, DataSpec(source="text", path="/no/corpus"))
     with pytest.raises(PreflightError, match=r"^Slurm refuses the job: invalid partition specified: nowhere\n"):
-        launch(partition="nowhere")
+        check(login, partition="nowhere")
     programs = login.home.parent / "programs"
     programs.mkdir()
     for name in ("base64", "python3"):
         (programs / name).symlink_to(f"/usr/bin/{name}")
     login.set_environment({**login.env, "PATH": str(programs)})
     with pytest.raises(PreflightError, match=r"^there is no sbatch on h1\n.*ssh h1 sbatch --version"):
-        launch()
+        check(login)
+    (programs / "python3").unlink()
+    with pytest.raises(PreflightError, match=r"^h1: no python3: .*\n.*Python 3\.8 or newer"):
+        check(login)
     with pytest.raises(UnreachableError, match="nobody "):
-        launch(login="nobody")
+        check(login, login="nobody")
     assert not (login.home / "runs").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "runs", "code"])
+def test_a_login_node_where_others_could_change_what_is_kept(login: Login, slurm: Slurm, inside: str) -> None:
+    """Code among it, which all nodes run."""
+    shared = login.home / inside
+    shared.mkdir(parents=True)
+    shared.chmod(0o777)
+    why = rf"^h1: others could change {shared}: everyone may write in {shared}\n.*`chmod o-w`"
+    with pytest.raises(PreflightError, match=why):
+        check(login)
+    with pytest.raises(PreflightError, match=why):
+        login.start(gang.SLEEP, HELD)
+    assert not slurm.jobs() and list(shared.iterdir()) == []
+    shared.chmod(0o1777)
+    check(login)

@@ -12,14 +12,17 @@ from vpipe_cli.engines import saved
 from vpipe_cli.engines.hosts import HostFiles
 from vpipe_cli.engines.mirror import Mirror
 from vpipe_cli.launch import Launch
+from vpipe_cli.onhost.exposed import MEND
+from vpipe_cli.onhost.send import ask
 from vpipe_cli.runs.store import Run
 from vpipe_cli.slurm import delivery, queue, template
 from vpipe_cli.transport.base import Transport
 from vpipe_cli.transport.local import LocalTransport
-from worker.errors import VpipeError
+from worker.errors import PreflightError, UnreachableError, VpipeError
 from worker.spec.files import append_event, seal, write_atomic
 
 CATCH_UP = 30.0  # seconds for what a login node still has
+ANSWER_LIMIT = 15.0  # seconds
 
 
 class Site(Protocol):
@@ -102,6 +105,21 @@ class LoginNode:
         return not self._mirror.busy and self._mirror.connected() is not None
 
 
+def root_of(host: Transport) -> str:
+    """Where vpipe keeps everything on a login node.
+
+    Raises:
+        PreflightError: others could change it. UnreachableError.
+    """
+    try:
+        answer = ask(host, "kept", {}, timeout=ANSWER_LIMIT)
+    except TimeoutError as error:
+        raise UnreachableError(str(error), f"try: ssh {host.host} true") from None
+    if "error" in answer:
+        raise PreflightError(f"{host.host}: {answer['error']}", MEND)
+    return str(answer["root"])
+
+
 def submit(run: Run, launch: Launch, host: Transport, progress: Progress | None, waits: Callable[[Run], None]) -> str:
     """Send a run to its login node and queue it there; the number of its job.
 
@@ -110,8 +128,8 @@ def submit(run: Run, launch: Launch, host: Transport, progress: Progress | None,
     Raises:
         PreflightError, UnreachableError, ImageError, TransferError
     """
+    root = root_of(host)
     with HostFiles(host) as server:
-        root = str(server.ask("where")["root"])
         folder, texts = f"{root}/runs/{run.id}", template.files(launch, root)
         write_atomic(run.files.hosts, json.dumps({host.host: folder}, indent=1) + "\n")
         delivery.send(host, launch.job.spec, progress)

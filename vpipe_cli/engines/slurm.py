@@ -48,9 +48,10 @@ class SlurmEngine:
         if (name := launch.job.spec.slurm.login) is None:
             queue.try_out(LocalTransport(), script(launch, str(home())))
             return
-        with self._copies.reached(launch.job.spec, [name]) as hosts, HostFiles(hosts[name]) as server:
-            queue.try_out(hosts[name], script(launch, server.ask("where")["root"]))
-            server.must_have(launch.job.spec, DATA)
+        with self._copies.reached(launch.job.spec, [name]) as hosts:
+            queue.try_out(hosts[name], script(launch, login.root_of(hosts[name])))
+            with HostFiles(hosts[name]) as server:
+                server.must_have(launch.job.spec, DATA)
 
     def start(self, run: Run, launch: Launch, cluster: str, progress: Progress | None = None) -> None:
         """Write the run's files and queue the job.
