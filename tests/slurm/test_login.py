@@ -136,10 +136,10 @@ def test_cut_off_while_sbatch_queues_the_job(login: Login, slurm: Slurm) -> None
     assert "asked for before the run began" in there.events.read_text() and not there.attempt(1).exists()
 
 
-def check(login: Login, data: object = None, **slurm: object) -> None:
+def check(node: Login, data: object = None, **slurm: object) -> None:
     """What a launch asks of the login node before anything is sent."""
     run = create(new_id("gang"), "slurm")
-    given = gang.launch_of(run, [gang.SLEEP] * 2, {"login": "h1", **slurm}, {}, login.ssh_config)
+    given = gang.launch_of(run, [gang.SLEEP] * 2, {"login": "h1", **slurm}, {}, node.ssh_config)
     spec = given.job.spec.model_copy(update={"data": data or given.job.spec.data})
     gang.ENGINE.check(given.model_copy(update={"job": given.job.model_copy(update={"spec": spec})}))
 
