@@ -7,6 +7,7 @@ from pathlib import Path
 from tests import runs
 from tests.testbed.network import Testbed
 from vpipe_cli.runs.ask import Choice, ask
+from vpipe_cli.runs.merge import entries
 from vpipe_cli.runs.reading import Query
 from vpipe_cli.runs.store import Run
 from worker.spec.cluster import ClusterSpec
@@ -49,5 +50,5 @@ class Spread:
     def lines(self, query: Query, choice: Choice | None = None) -> list[str]:
         """What the query finds."""
         said: list[str] = []
-        with ask(self.run, choice or Choice(), query, lambda: None, said.append) as (_, batches):
-            return [line[30:].decode() for batch in batches for _, _, line in batch]
+        with ask(self.run, choice or Choice(), query, lambda: None, said.append) as (_, read):
+            return [line[30:].decode() for batch in read(entries) for _, _, line in batch]

@@ -16,6 +16,7 @@ from tests.testbed.network import Testbed
 from vpipe_cli.onhost import send
 from vpipe_cli.runs import remote
 from vpipe_cli.runs.ask import Choice, ask
+from vpipe_cli.runs.merge import entries
 from vpipe_cli.runs.reading import Query
 from worker import logfilter
 
@@ -65,8 +66,8 @@ def test_following_loses_and_repeats_nothing_when_the_connection_breaks(
     writer = threading.Thread(target=write)
     writer.start()
     seen: dict[int, list[str]] = {0: [], 1: []}
-    with ask(spread.run, Choice(), Query(follow=True), lambda: None, lambda _: None) as (sources, batches):
-        for batch in batches:
+    with ask(spread.run, Choice(), Query(follow=True), lambda: None, lambda _: None) as (sources, read):
+        for batch in read(entries):
             for _, number, line in batch:
                 seen[sources[number].rank].append(line[30:].decode())
             if not half.is_set() and sum(map(len, seen.values())) == 1501:

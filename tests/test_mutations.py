@@ -13,6 +13,7 @@ import pytest
 
 from vpipe_cli import sanitize
 from vpipe_cli.render import logs as rendered
+from vpipe_cli.runs import merge
 from vpipe_cli.runs.logs import Record, Source
 from worker import rendezvous
 from worker.hostd.link import nonce_of
@@ -49,11 +50,11 @@ def test_only_the_sanitizer_keeps_a_log_from_commanding_the_terminal(
 ) -> None:
     if not cleaned:
         monkeypatch.setattr(rendered, "clean", lambda text: text if isinstance(text, str) else sanitize.decode(text))
-        monkeypatch.setattr(rendered, "shown", lambda line: sanitize.decode(line))
+        monkeypatch.setattr(rendered, "shown_all", lambda data: [sanitize.decode(data)])
     source = Source(0, 0, "a", Path("rank-0.log"))
     stamp = b"2026-11-23T12:49:01.500000Z e "
     evil = b"a\x1b]52;c;ZXZpbA==\x07b\x1b[2J"
     record = Record(stamp.decode().split()[0], source, "stderr", evil)
-    lines = rendered.Lines([source], "text")([(stamp.split()[0], 0, stamp + evil)])
+    (lines,) = merge.last([[stamp + evil]], 1, rendered.Lines([source], "text"))
     for text in (rendered.line(record, "").plain, rendered.formatter([source])(record), lines):
         assert ("\x1b" not in text) == cleaned

@@ -11,7 +11,7 @@ import re
 import select
 import struct
 import sys
-from itertools import islice, takewhile
+from itertools import compress, islice, takewhile
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 BLOCK = 256 * 1024
@@ -67,15 +67,15 @@ def blocks(path: str, offset: int = 0, rest: bool = False) -> Iterator[Block]:
 
 def _without_zeros(offset: int, data: bytes) -> Iterator[Block]:
     """``data``, which begins at ``offset``, without zeros that stand before a line."""
-    while True:
+    while b"\0" in data:
         hole = 0 if data[:1] == b"\0" else data.find(b"\n\0") + 1
         if hole == 0 and data[:1] != b"\0":
-            yield offset + len(data), data
-            return
+            break
         if hole:
             yield offset + hole, data[:hole]
         left = data[hole:].lstrip(b"\0")
         offset, data = offset + len(data) - len(left), left
+    yield offset + len(data), data
 
 
 def _data_after(fd: int, position: int) -> int:
@@ -167,10 +167,13 @@ def _stamps(path: str, offset: int) -> Iterator[Tuple[int, int, bytes]]:
 
 
 # What a terminal would take as one command is dropped whole, so that its parameters do not stay behind as text.
-_STRING = r"(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x18\x1a\x1b\x9c]*(?:\x07|\x18|\x1a|\x1b\\|\x9c|(?=\x1b)|\Z)"
-_CSI = r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
-_ESCAPE = r"\x1b[ -/]*[0-~]?"
-_SEQUENCE = re.compile("%s|%s|%s" % (_STRING, _CSI, _ESCAPE))
+# Each begins with one of a few characters, said first: that is what lets the search pass over all others.
+_BEGIN = r"[\x1b\x90\x98\x9b\x9d-\x9f]"
+_STRING = r"(?:(?<=\x1b)[\]PX^_]|(?<=[^\x1b\x9b]))[^\x07\x18\x1a\x1b\x9c]*(?:\x07|\x18|\x1a|\x1b\\|\x9c|(?=\x1b)|\Z)"
+_CSI = r"(?:(?<=\x1b)\[|(?<=\x9b))[0-?]*[ -/]*[@-~]?"
+_ESCAPE = r"[ -/]*[0-~]?"
+_SEQUENCE = re.compile("%s(?:%s|%s|%s)" % (_BEGIN, _STRING, _CSI, _ESCAPE))
+_COLOUR = re.compile(rb"\x1b\[[0-9;]*m")  # the one that most programs send, whole
 
 # C0 but \t and \r, DEL, C1, the bidi marks, embeddings and isolates, and the two separators that end a line.
 _CONTROLS = "\x00-\x08\x0a-\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
@@ -197,6 +200,17 @@ def shown(line: bytes) -> str:
     return clean((line[HEAD:] if STAMP.match(line) else line).decode("utf-8", "replace"))
 
 
+def shown_all(data: bytes) -> List[str]:
+    """``shown`` of each line; of all together where nothing but colours is in the way."""
+    lines = data.split(b"\n")[:-1]
+    if {line[HEAD - 4 : HEAD] for line in lines} <= STAMP_ENDS:
+        bare = _COLOUR.sub(b"", data)
+        texts = [text[HEAD:] for text in bare.decode("utf-8", "replace").split("\n")[:-1]]
+        if not bare.translate(None, PLAIN) or not _SUSPECT.search("".join(texts)):
+            return ["" if text.isspace() else text for text in texts]
+    return [shown(line) for line in lines]
+
+
 def matcher(grep: Optional[str]) -> Callable[[bytes], bool]:
     """Whether a line is one that ``--grep`` wants, by what would be shown of it."""
     if grep is None:
@@ -207,10 +221,10 @@ def matcher(grep: Optional[str]) -> Callable[[bytes], bool]:
 
 def matching(found: Iterable[Block], grep: Optional[str], until: bytes = b"") -> Iterator[Block]:
     """The blocks with only the lines that are wanted; empty ones too, for their offset. Ends behind ``until``."""
-    wanted = matcher(grep)
+    search = re.compile(grep or "").search
     for end, data in found:
         if grep is not None:
-            data = b"".join(line + b"\n" for line in data.split(b"\n")[:-1] if wanted(line))
+            data = b"".join(line + b"\n" for line in compress(data.split(b"\n"), map(search, shown_all(data))))
         if until and data:
             kept = [line for line in data.split(b"\n")[:-1] if not (STAMP.match(line) and line[:27] > until)]
             if sum(map(len, kept)) + len(kept) < len(data):

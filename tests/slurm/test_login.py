@@ -19,6 +19,7 @@ from tests.testbed.network import Testbed
 from vpipe_cli.engines.slurm import SlurmEngine
 from vpipe_cli.runs.ask import Choice, ask
 from vpipe_cli.runs.execute import execute
+from vpipe_cli.runs.merge import entries
 from vpipe_cli.runs.places import places
 from vpipe_cli.runs.reading import Query
 from vpipe_cli.runs.remove import remove
@@ -50,8 +51,8 @@ def engine() -> SlurmEngine:
 
 def lines(run: Run) -> list[str]:
     """What its ranks have printed, asked for where that is."""
-    with ask(run, Choice(), Query(), lambda: None, lambda _: None) as (_, batches):
-        return [line[30:].decode() for batch in batches for _, _, line in batch]
+    with ask(run, Choice(), Query(), lambda: None, lambda _: None) as (_, read):
+        return [line[30:].decode() for batch in read(entries) for _, _, line in batch]
 
 
 def command_lines() -> bytes:

@@ -58,10 +58,9 @@ def logs(
     begin = reader.moment(since, now) if since is not None else None
     end = reader.moment(until, now, "--until") if until is not None else None
     query = Query(begin, end, reader.pattern(grep).pattern if grep is not None else None, tail, follow)
-    with suppress(BrokenPipeError, KeyboardInterrupt), ask(found, choice, query, _pause, _say) as (sources, batches):
-        text = Lines(sources, output)
-        for batch in batches:
-            sys.stdout.write(text(batch))
+    with suppress(BrokenPipeError, KeyboardInterrupt), ask(found, choice, query, _pause, _say) as (sources, lines):
+        for batch in lines(Lines(sources, output)):
+            sys.stdout.write("".join(batch))
 
 
 def _say(text: str) -> None:

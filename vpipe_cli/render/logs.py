@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, TextIO
 
 from vpipe_cli.render.console import console
 from vpipe_cli.runs.logs import Record, Source, record
-from vpipe_cli.runs.merge import Entry
+from vpipe_cli.runs.merge import Piece, entries
 from vpipe_cli.sanitize import clean, decode
-from worker.logfilter import HEAD, PLAIN, STAMP_ENDS, shown
+from worker.logfilter import HEAD, PLAIN, shown_all
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -58,10 +58,10 @@ def formatter(sources: Sequence[Source], stream: TextIO | None = None) -> Callab
 
 
 class Lines:
-    """Makes text of whole batches of a log, which can have millions of lines: rich draws their heads only, once.
+    """Makes text of whole pieces of a log, which can have millions of lines: rich draws their heads only, once.
 
     Args:
-        sources: may grow; an entry's number is its place in it.
+        sources: may grow; a piece's number is its place in it.
         attempts: whether lines say which attempt they are of. They do as soon as there are several.
         output: ``text``, or ``jsonl`` for one JSON object a line.
     """
@@ -70,17 +70,18 @@ class Lines:
         self._sources, self._output, self._stream = sources, output, stream
         self._heads: list[str] = []
 
-    def __call__(self, batch: Sequence[Entry]) -> str:
-        """The lines of a batch, each with its newline. Most batches are printable ASCII, and need no cleaning."""
+    def __call__(self, piece: Piece) -> list[str]:
+        """Its lines, each with its newline. Most pieces are printable ASCII, and need no cleaning."""
         if self._output == "jsonl":
-            return "".join(json_line(record(entry, self._sources[entry[1]])) + "\n" for entry in batch)
+            source = self._sources[piece.number]
+            return [json_line(record(entry, source)) + "\n" for entry in entries(piece)]
         if len(self._heads) < len(self._sources):
             several = len({source.attempt for source in self._sources}) > 1
             self._heads = _drawn(self._sources, several, self._stream)
-        heads, lines = self._heads, [line for _, _, line in batch]
-        if not b"".join(lines).translate(None, PLAIN) and {line[26:30] for line in lines} <= STAMP_ENDS:
-            return "".join([f"{heads[number]}{line[HEAD:].decode()}\n" for _, number, line in batch])
-        return "".join([f"{heads[number]}{shown(line)}\n" for _, number, line in batch])
+        head = self._heads[piece.number]
+        if piece.stamped and not piece.data.translate(None, PLAIN):
+            return [f"{head}{line[HEAD:]}\n" for line in piece.lines]
+        return [f"{head}{text}\n" for text in shown_all(piece.data)]
 
 
 def _drawn(sources: Sequence[Source], attempts: bool, stream: TextIO | None) -> list[str]:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from vpipe_cli.engines import bring_logs
 from vpipe_cli.runs import logs
 from vpipe_cli.runs.job import placed_job
 from vpipe_cli.runs.logs import Source
-from vpipe_cli.runs.merge import Entry
+from vpipe_cli.runs.merge import Make, T
 from vpipe_cli.runs.reading import LocalReader, Query, batches
 from vpipe_cli.runs.remote import RemoteReader
 from vpipe_cli.runs.state import standing
@@ -58,10 +58,17 @@ class Choice:
         return [source for attempt in chosen for source in attempt]
 
 
+class Lines(Protocol):
+    """The lines that answer a query, in the order of time, as what ``make`` makes of them."""
+
+    def __call__(self, make: Make[T]) -> Iterator[list[T]]:
+        """In batches, as they come."""
+
+
 @contextmanager
 def ask(
     run: Run, choice: Choice, query: Query, pause: Callable[[], None], say: Callable[[str], None]
-) -> Iterator[tuple[list[Source], Iterator[list[Entry]]]]:
+) -> Iterator[tuple[list[Source], Lines]]:
     """The logs that are meant (the list may grow), and the lines that answer the query.
 
     Those of a run on other hosts are asked for there, unless all of them are here; where a host of a run that has
@@ -79,12 +86,13 @@ def ask(
     find()  # a mistake in the choice is told before anything is connected to
     if not run.files.hosts.exists() or _are_here(run, query, say):
         local = LocalReader(find, query)
-        yield local.sources, batches(local, query, lambda: ended(run), pause)
+        yield local.sources, lambda make: batches(local, query, lambda: ended(run), pause, make)
         return
     with ExitStack() as stack:
         reader = RemoteReader(find, query, json.loads(run.files.hosts.read_bytes()), dialler(job, stack), say)
         stack.callback(reader.close)
-        yield reader.sources, batches(reader, query, _finished(run, reader, query), pause)
+        finished = _finished(run, reader, query)
+        yield reader.sources, lambda make: batches(reader, query, finished, pause, make)
 
 
 def _finished(run: Run, reader: RemoteReader, query: Query) -> Callable[[], bool]:

@@ -127,13 +127,13 @@ class RemoteFeed(Feed):
                 lines += data.split(b"\n")[:-1]
                 self.cursor[reader.sources[number].key] = end
             tails.append(lines)
-        for entry in merge.last(tails, count):
+        for entry in merge.last(tails, count, merge.entries):
             self._put(logs.record(entry, reader.sources[entry[1]]))
 
     def _pass(self, reader: RemoteReader) -> None:
         streams = reader.streams(False)
         tracked = [logs.tracked(reader.sources[number], stream, self.cursor) for number, stream in enumerate(streams)]
-        for batch in merge.merged(tracked):
+        for batch in merge.merged(tracked, merge.entries):
             for entry in batch:
                 source = reader.sources[entry[1]]
                 if not self._put(logs.record(entry, source)):

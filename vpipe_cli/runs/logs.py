@@ -98,7 +98,7 @@ def read(chosen: Sequence[Source], cursor: Cursor, *, rest: bool = False) -> Ite
     def blocks(source: Source) -> Iterator[Block]:
         return tracked(source, logfilter.blocks(str(source.path), cursor.get(source.key, 0), rest), cursor)
 
-    for batch in merge.merged([blocks(source) for source in chosen]):
+    for batch in merge.merged([blocks(source) for source in chosen], merge.entries):
         for entry in batch:
             source = chosen[entry[1]]
             cursor[source.key] += len(entry[2]) + 1
@@ -120,7 +120,7 @@ def last(chosen: Sequence[Source], cursor: Cursor, count: int, *, rest: bool = F
         begin = cursor.get(source.key, 0)
         cursor[source.key], lines = logfilter.tail(str(source.path), count, None, begin, rest)
         tails.append([line for _, line in lines])
-    return [record(entry, chosen[entry[1]]) for entry in merge.last(tails, count)]
+    return [record(entry, chosen[entry[1]]) for entry in merge.last(tails, count, merge.entries)]
 
 
 def record(entry: merge.Entry, source: Source) -> Record:
@@ -128,7 +128,7 @@ def record(entry: merge.Entry, source: Source) -> Record:
     time, _, line = entry
     match = STAMP.match(line)
     if match is None:
-        return Record(time.decode(), source, "stdout", line)
+        return Record(time, source, "stdout", line)
     return Record(match[1].decode(), source, STREAMS[match[2]], line[match.end() :])
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from vpipe_cli.runs import merge
 from vpipe_cli.runs.logs import Cursor, Source
+from vpipe_cli.runs.merge import Make, T
 from worker import logfilter
 from worker.logfilter import Block
 
@@ -75,12 +76,13 @@ class LocalReader:
 
 
 def batches(
-    reader: Reader, query: Query, finished: Callable[[], bool], pause: Callable[[], None]
-) -> Iterator[list[merge.Entry]]:
-    """The lines that answer the query, in the order of time; an entry's number is its place in ``reader.sources``."""
+    reader: Reader, query: Query, finished: Callable[[], bool], pause: Callable[[], None], make: Make[T]
+) -> Iterator[list[T]]:
+    """What is made of the lines that answer the query, in the order of time; a piece's number is the place of its log
+    in ``reader.sources``."""
     if query.tail is not None:
-        yield merge.last(reader.tails(not query.follow and finished()), query.tail)
+        yield merge.last(reader.tails(not query.follow and finished()), query.tail, make)
     if query.follow:
-        yield from merge.passes(lambda ended: merge.merged(reader.streams(ended)), finished, pause)
+        yield from merge.passes(lambda ended: merge.merged(reader.streams(ended), make), finished, pause)
     elif query.tail is None:
-        yield from merge.merged(reader.streams(finished()))
+        yield from merge.merged(reader.streams(finished()), make)

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import paramiko
 
@@ -55,24 +55,23 @@ class Link:
                     raise
             return self._transport
 
-    @contextlib.contextmanager
-    def session(self, command: str, timeout: float) -> Iterator[paramiko.Channel]:
-        """A channel on which the server runs ``command``; closed at the end."""
+    def start(self, command: str, timeout: float) -> paramiko.Channel:
+        """A channel on which the server runs ``command``; whoever gets it must ``end`` it."""
         if not self._slots.acquire(timeout=timeout):
             raise TimeoutError(f"{self.target.host}: {SESSIONS} other commands did not end within {timeout:g} s")
         try:
-            try:
-                channel = self._open(timeout)
-                channel.exec_command(command)
-            except BROKEN as error:
-                raise self.lost(error) from None
-            try:
-                yield channel
-            finally:
-                with contextlib.suppress(*BROKEN):
-                    channel.close()
-        finally:
+            channel = self._open(timeout)
+            channel.exec_command(command)
+        except BaseException as error:
             self._slots.release()
+            raise self.lost(error) if isinstance(error, BROKEN) else error from None
+        return channel
+
+    def end(self, channel: paramiko.Channel) -> None:
+        """Close a channel that ``start`` opened, once."""
+        with contextlib.suppress(*BROKEN):
+            channel.close()
+        self._slots.release()
 
     def lost(self, error: object = "") -> UnreachableError:
         """The error of a connection that broke."""
@@ -81,9 +80,8 @@ class Link:
 
     def close(self) -> None:
         """End the connection. Idempotent."""
-        transport, self._transport = self._transport, None
-        if transport:
-            transport.close()
+        if self._transport:
+            self._transport.close()
 
     def _open(self, timeout: float) -> paramiko.Channel:
         """A new session; over a new connection if the old one broke unnoticed, since nothing ran yet."""

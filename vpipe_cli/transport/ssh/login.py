@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,10 +36,8 @@ def log_in(transport: paramiko.Transport, target: Target, deadline: float) -> No
     found = f"; tried {', '.join(tried)}" if tried else "; there is no key to try"
     if not transport.is_active():
         raise UnreachableError(f"{target} hung up during the login{found}", f"try: ssh {target.host}")
-    raise UnreachableError(
-        f"{target} does not let {target.user} in{found}",
-        "vpipe logs in with keys only: ssh-copy-id brings yours there; ssh: {user: ..., key: ...} names others",
-    )
+    hint = "vpipe logs in with keys only: ssh-copy-id brings yours there; ssh: {user: ..., key: ...} names others"
+    raise UnreachableError(f"{target} does not let {target.user} in{found}", hint)
 
 
 def read_config(host: str, path: str) -> Mapping[str, Sequence[str]]:
@@ -51,9 +50,8 @@ def read_config(host: str, path: str) -> Mapping[str, Sequence[str]]:
 
 def _keys(target: Target, tried: list[str]) -> Iterator[tuple[str, paramiko.PKey]]:
     """The user's keys with their names: files first, for which an agent may stand in, then the agent's others."""
-    agent = paramiko.Agent() if os.environ.get("SSH_AUTH_SOCK") else None
-    try:
-        held = {key.asbytes(): key for key in (agent.get_keys() if agent else ())}
+    with contextlib.closing(paramiko.Agent()) as agent:
+        held = {key.asbytes(): key for key in agent.get_keys()}
         for path in filter(os.path.exists, target.keys):
             if in_agent := held.pop(_public(path), None):
                 yield f"{path} (agent)", in_agent
@@ -61,9 +59,6 @@ def _keys(target: Target, tried: list[str]) -> Iterator[tuple[str, paramiko.PKey
                 yield path, key
         if target.agent:
             yield from ((f"agent key {key.comment or key.get_name()}", key) for key in held.values())
-    finally:
-        if agent:
-            agent.close()
 
 
 def _public(path: str) -> bytes:

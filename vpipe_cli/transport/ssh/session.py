@@ -42,10 +42,13 @@ class SshTransport:
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float) -> Finished:
         """Run ``argv`` to its end. Raises UnreachableError, TimeoutError."""
         deadline = time.monotonic() + timeout
-        with self._link.session(command_line(argv), timeout) as channel:
+        channel = self._link.start(command_line(argv), timeout)
+        try:
             channel.settimeout(timeout)
             threading.Thread(target=_feed, args=[channel, stdin], daemon=True).start()
             return self._finish(channel, deadline, f"{argv[0]} did not end within {timeout:g} s; it may run on")
+        finally:
+            self._link.end(channel)
 
     def open(self, argv: Sequence[str], *, timeout: float) -> SshChannel:
         """Start ``argv`` and return. Raises UnreachableError, TimeoutError."""
@@ -60,7 +63,8 @@ class SshTransport:
         size = size_of(source)
         aside = f"{folder}/.{name[:200]}.{secrets.token_hex(4)}"
         argv = ["/bin/sh", "-c", PUT, "put", path, aside, str(size), f"{mode:o}", folder or "/"]
-        with self._link.session(command_line(argv), timeout) as channel:
+        channel = self._link.start(command_line(argv), timeout)
+        try:
             channel.settimeout(timeout)
             if not _feed(channel, source, progress):
                 stalled = TimeoutError(f"{self.host}: {target}: no byte went over for {timeout:g} s")
@@ -68,6 +72,8 @@ class SshTransport:
             patience = timeout + size / SLOWEST_DISK
             late = f"{target}: sent, but not on its disk within {patience:.0f} s"
             finished = self._finish(channel, time.monotonic() + patience, late)
+        finally:
+            self._link.end(channel)
         if finished.code != 0:
             words = finished.stderr.decode(errors="replace").strip() or f"it ended with code {finished.code}"
             raise TransferError(f"{self.host}: cannot write {target}: {words}")
@@ -78,10 +84,9 @@ class SshTransport:
 
     def _finish(self, channel: paramiko.Channel, deadline: float, late: str) -> Finished:
         """Both outputs to their ends and the exit code; TimeoutError, which says ``late``, if the deadline is first."""
-        errors: list[bytes] = []
+        output, errors = bytearray(), bytearray()
         reader = threading.Thread(target=_collect, args=[channel, channel.recv_stderr, errors, deadline], daemon=True)
         reader.start()
-        output: list[bytes] = []
         whole = _collect(channel, channel.recv, output, deadline)
         reader.join(max(0.0, deadline - time.monotonic()))
         ended = channel.status_event.wait(max(0.0, deadline - time.monotonic()))
@@ -91,15 +96,15 @@ class SshTransport:
             raise self._link.lost()
         if not (whole and ended) or reader.is_alive():
             raise TimeoutError(f"{self.host}: {late}")
-        return Finished(code, b"".join(output), b"".join(errors))
+        return Finished(code, bytes(output), bytes(errors))
 
 
 class SshChannel:
     """A command on the machine, its input and output open."""
 
     def __init__(self, link: Link, command: str, timeout: float) -> None:
-        self._link, self._held = link, contextlib.ExitStack()
-        self._channel = self._held.enter_context(link.session(command, timeout))
+        self._link, self._once = link, threading.Lock()
+        self._channel = link.start(command, timeout)
 
     def read(self, timeout: float) -> bytes:
         """The next bytes of output; empty at its end. Raises TimeoutError, UnreachableError."""
@@ -127,7 +132,8 @@ class SshChannel:
 
     def close(self) -> None:
         """Close both directions."""
-        self._held.close()
+        if self._once.acquire(blocking=False):
+            self._link.end(self._channel)
 
 
 def _feed(channel: paramiko.Channel, source: Path | bytes, progress: Progress | None = None) -> bool:
@@ -147,7 +153,7 @@ def _feed(channel: paramiko.Channel, source: Path | bytes, progress: Progress | 
     return True
 
 
-def _collect(channel: paramiko.Channel, receive: Callable[[int], bytes], into: list[bytes], deadline: float) -> bool:
+def _collect(channel: paramiko.Channel, receive: Callable[[int], bytes], into: bytearray, deadline: float) -> bool:
     """All bytes of one output, until its end; False if the deadline came first."""
     while True:
         channel.settimeout(max(0.0, deadline - time.monotonic()))
@@ -157,4 +163,4 @@ def _collect(channel: paramiko.Channel, receive: Callable[[int], bytes], into: l
             return False
         if not data:
             return True
-        into.append(data)
+        into += data
