@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpipe_cli.sanitize import clean
+from worker.logfilter import shown, shown_all
 
 CASES = {
     "plain": (b"loss 5.12", "loss 5.12"),
@@ -45,8 +46,18 @@ def test_clean(raw: str | bytes, shown: str) -> None:
     assert clean(raw) == shown
 
 
+STAMPS = [b"2026-11-23T12:49:01.500000Z o ", b"2026-11-23T12:49:01.500000Z e "]
+WORDS = [*"\x1b\x9b\x9d\x9c\r\x07[]m a\u202e\udce2\udc80", "\x1b[0m", "2J"]
+
+
 @given(st.one_of(st.binary(), st.text(st.sampled_from("\x1b\x9b\x9d\x9c\r\x07[]P\\;?2Jm a\u202e"))))
 def test_nothing_but_printable_text_comes_out(raw: str | bytes) -> None:
     shown = clean(raw)
     assert all(character == "\t" or unicodedata.category(character) != "Cc" for character in shown)
     assert clean(shown) == shown
+
+
+@given(st.lists(st.tuples(st.sampled_from([*STAMPS, b""]), st.lists(st.sampled_from(WORDS)).map("".join)), max_size=4))
+def test_lines_that_are_cleaned_together_are_what_each_is_alone(written: list[tuple[bytes, str]]) -> None:
+    lines = [stamp + text.encode("utf-8", "surrogateescape") for stamp, text in written]
+    assert shown_all(b"".join(line + b"\n" for line in lines)) == [shown(line) for line in lines]

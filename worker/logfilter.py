@@ -173,7 +173,7 @@ _STRING = r"(?:(?<=\x1b)[\]PX^_]|(?<=[^\x1b\x9b]))[^\x07\x18\x1a\x1b\x9c]*(?:\x0
 _CSI = r"(?:(?<=\x1b)\[|(?<=\x9b))[0-?]*[ -/]*[@-~]?"
 _ESCAPE = r"[ -/]*[0-~]?"
 _SEQUENCE = re.compile("%s(?:%s|%s|%s)" % (_BEGIN, _STRING, _CSI, _ESCAPE))
-_COLOUR = re.compile(rb"\x1b\[[0-9;]*m")  # the one that most programs send, whole
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # the one that most programs send, whole
 
 # C0 but \t and \r, DEL, C1, the bidi marks, embeddings and isolates, and the two separators that end a line.
 _CONTROLS = "\x00-\x08\x0a-\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
@@ -204,9 +204,10 @@ def shown_all(data: bytes) -> List[str]:
     """``shown`` of each line; of all together where nothing but colours is in the way."""
     lines = data.split(b"\n")[:-1]
     if {line[HEAD - 4 : HEAD] for line in lines} <= STAMP_ENDS:
-        bare = _COLOUR.sub(b"", data)
-        texts = [text[HEAD:] for text in bare.decode("utf-8", "replace").split("\n")[:-1]]
-        if not bare.translate(None, PLAIN) or not _SUSPECT.search("".join(texts)):
+        bare = _COLOUR.sub("", data.decode("utf-8", "replace"))
+        texts = [text[HEAD:] for text in bare.split("\n")[:-1]]
+        plain = bare.isascii() and not bare.encode().translate(None, PLAIN)
+        if plain or not _SUSPECT.search("".join(texts)):
             return ["" if text.isspace() else text for text in texts]
     return [shown(line) for line in lines]
 
