@@ -90,6 +90,10 @@ def test_the_rules_catch_what_they_forbid(module: str, line: str, wrong: list[st
     assert broken_rules(module, line) == wrong
 
 
+def test_all_that_knows_paramiko_is_under_500_lines() -> None:
+    assert sum(len(path.read_text().splitlines()) for path in (ROOT / "vpipe_cli/transport/ssh").glob("*.py")) < 500
+
+
 @pytest.mark.parametrize("folder", ["worker/hostd", "vpipe_cli/onhost"])
 def test_what_runs_on_a_bare_host_is_python_3_8(folder: str) -> None:
     for path in (ROOT / folder).glob("*.py"):

@@ -11,6 +11,7 @@ log.py        a rank's log, within its limit
 link.py       authenticated messages between head and member
 loop.py       one thread: pipes, signals, children
 address.py    which local address and interface lead to a peer
+cgroup.py     a control group of the ranks, where there can be one
 processes.py  what /proc knows: strays, stopped processes, stacks
 words.py      time stamps, events, files written whole
 """

@@ -8,6 +8,7 @@ import time
 from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
+from .cgroup import ControlGroup
 from .log import LIMIT
 from .loop import Loop, ended_children
 from .processes import find_strays, kill
@@ -32,6 +33,7 @@ class Crew:
         self.folder = os.path.join(os.path.dirname(launch["attempt_folder"]), f"attempt-{attempt}")
         limit = launch.get("log_limit", LIMIT)
         self.ranks = [Rank(for_attempt(spec, self.folder, attempt), limit) for spec in launch["ranks"]]
+        self._group = ControlGroup(self._run, self._host)
         self._attempt = attempt
         self._why = ""
         self._ladder: List[Tuple[float, Callable[[], None]]] = []
@@ -40,6 +42,7 @@ class Crew:
 
     def start(self, env: Dict[str, str], fds: Sequence[int], first_env: Dict[str, str], first_fds: List[int]) -> None:
         """Start all ranks with the environment they share; rank 0 gets more than the others."""
+        self._group.make()
         common = {**env, "VPIPE_RUN": self._run, "VPIPE_HOST": self._host, "VPIPE_ATTEMPT": str(self._attempt)}
         for rank in self.ranks:
             more, keep = (first_env, first_fds) if rank.number == 0 else ({}, [])
@@ -47,7 +50,7 @@ class Crew:
 
     def _start(self, rank: Rank, env: Dict[str, str], fds: Sequence[int]) -> None:
         try:
-            rank.start(env, fds)
+            rank.start(env, fds, self._group)
         except (OSError, ValueError) as error:
             self._ended(rank, None, None, f"cannot start {rank.spec['argv'][0]}: {error}")
             return
@@ -125,6 +128,7 @@ class Crew:
     def _force(self) -> None:
         for rank in self.alive:
             rank.signal(signal.SIGKILL)
+        self._group.kill()
 
     def _give_up(self) -> None:
         self._reap()
@@ -137,8 +141,9 @@ class Crew:
         strays = find_strays(self._run, self._host, adopted=True)
         for pid in strays:
             note(f"killing process {pid}, left behind by a rank {kill(pid)}".rstrip())
-        if strays and time.monotonic() < self._sweep_until:
+        if (self._group.kill() or strays) and time.monotonic() < self._sweep_until:
             return
+        self._group.remove()
         for rank in self.ranks:
             for stream in rank.streams:
                 if stream.is_open:

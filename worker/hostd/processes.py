@@ -8,6 +8,8 @@ import signal
 import time
 from typing import Callable, Iterator, List, Tuple
 
+from .cgroup import ControlGroup
+
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -17,10 +19,14 @@ def adopt_orphans() -> None:
     LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def die_with(parent: int) -> Callable[[], None]:
-    """For a child to call between fork and exec: it is killed when ``parent`` ends, however that ends."""
+def die_with(parent: int, group: ControlGroup) -> Callable[[], None]:
+    """For a child to call between fork and exec: it is killed when ``parent`` ends, however that ends.
+
+    It also enters the group, in which its guard looks for whatever it starts.
+    """
 
     def tie() -> None:
+        group.enter()
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
@@ -43,11 +49,10 @@ def fork_with_guard(run: str, host: str, seconds: float = 10.0) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.read(ended, 1)
-    deadline = time.monotonic() + seconds
-    while (strays := find_strays(run, host)) and time.monotonic() < deadline:
-        for pid in strays:
-            kill(pid)
+    deadline, group = time.monotonic() + seconds, ControlGroup(run, host)
+    while (end_strays(run, host) or group.kill()) and time.monotonic() < deadline:
         time.sleep(0.05)
+    group.remove()
     os._exit(0)
 
 
@@ -71,6 +76,14 @@ def find_strays(run: str, host: str = "", adopted: bool = False) -> List[int]:
         if pid != me and state not in "ZX" and (wanted <= set(environ.split(b"\0")) or (adopted and parent == me)):
             strays.append(pid)
     return strays
+
+
+def end_strays(run: str, host: str) -> bool:
+    """Kill all that carry the token. Whether there were any."""
+    strays = find_strays(run, host)
+    for pid in strays:
+        kill(pid)
+    return bool(strays)
 
 
 def kill(pid: int) -> str:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
 
+from .cgroup import ControlGroup
 from .log import LIMIT, RankLog
 from .processes import die_with, stat_of, workers
 from .words import Appender, note, now, read_object, signal_name, stamp, write_atomic
@@ -110,8 +111,12 @@ class Rank:
         self._log = RankLog(spec["log"], limit)
         self._last: Deque[Tuple[str, bytes]] = deque(maxlen=30)
 
-    def start(self, env: Dict[str, str], fds: Sequence[int]) -> None:
-        """Start the process in a session of its own, to die with hostd. Raises OSError if there is no such program."""
+    def start(self, env: Dict[str, str], fds: Sequence[int], group: ControlGroup) -> None:
+        """Start the process in a session of its own, to die with hostd. Raises OSError if there is no such program.
+
+        Args:
+            group: the control group that it enters.
+        """
         process = subprocess.Popen(
             self.spec["argv"],
             env=self._environment({**env, "VPIPE_RANK": str(self.number)}),
@@ -121,7 +126,7 @@ class Rank:
             stderr=subprocess.PIPE,
             start_new_session=True,
             pass_fds=fds,
-            preexec_fn=die_with(os.getpid()),
+            preexec_fn=die_with(os.getpid(), group),
         )
         assert process.stdout and process.stderr
         self.pid = process.pid
