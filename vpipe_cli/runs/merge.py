@@ -1,6 +1,4 @@
-"""Logs of several ranks in one order of time, in batches: a log can have millions of lines, of which none is looked at
-more often than it must be.
-"""
+"""Logs of several ranks in one order of time, in batches: a log can have millions of lines; none is an object here."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ class Piece(NamedTuple):
 
 
 Make = Callable[[Piece], list[T]]
-"""Makes of a piece what is wanted, one for each line; they are then sorted."""
+"""Makes what is wanted of each line of a piece, before they are sorted."""
 Entry = tuple[str, int, bytes]
 """The time it is sorted by, the number of its log, and the line as it is written there, without its newline."""
 

@@ -78,8 +78,11 @@ class LocalReader:
 def batches(
     reader: Reader, query: Query, finished: Callable[[], bool], pause: Callable[[], None], make: Make[T]
 ) -> Iterator[list[T]]:
-    """What is made of the lines that answer the query, in the order of time; a piece's number is the place of its log
-    in ``reader.sources``."""
+    """What is made of the lines that answer the query, in the order of time.
+
+    Args:
+        make: gets pieces whose number is the place of their log in ``reader.sources``.
+    """
     if query.tail is not None:
         yield merge.last(reader.tails(not query.follow and finished()), query.tail, make)
     if query.follow:

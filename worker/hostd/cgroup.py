@@ -1,6 +1,6 @@
-"""A control group for the ranks of one machine, where this user may make one: what they start cannot leave it.
+"""A control group for the ranks of one machine, where this user may make one: what they start stays in it.
 
-So it finds what has dropped the run's token and outlived its parents. It needs version 2, a part of the tree that is
+So it finds even what has dropped the run's token and lost its parents. It needs version 2, a part of the tree that is
 delegated to the user (as that of a user's services under systemd is), and Linux 5.14; no controller of it is used.
 """
 
