@@ -11,7 +11,7 @@ from typing import Any, Dict
 from vpipe_cli.onhost.exposed import exposed
 from vpipe_cli.onhost.program import Answer, Refused, act
 
-KEPT = ("runs", "images", "code")
+KEPT = ("runs", "images", "code", "cache")
 
 
 def main(request: Dict[str, Any]) -> None:
