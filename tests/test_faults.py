@@ -12,8 +12,10 @@ import pytest
 from tests import runs
 from tests.faults import checkers
 from tests.faults.arena import Arena, Said
+from tests.faults.battery import outcomes
 from tests.faults.case import CASES, carry_out
 from tests.faults.cases import load
+from tests.faults.references import References
 from worker.spec.files import RunFiles
 
 load()
@@ -31,6 +33,19 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
 @pytest.mark.parametrize("name", SHORT)
 def test_case(name: str, arena: Arena) -> None:
     assert carry_out(CASES[name], arena).problems == []
+
+
+def test_a_battery_goes_through_its_cases_seed_by_seed() -> None:
+    found = list(outcomes([CASES["B1"], CASES["J3"]], 2, [4, 5]))
+    assert [outcome.seed for outcome in found] == [4, 4, 5, 5]
+    assert sorted(outcome.case.name for outcome in found) == ["B1", "B1", "J3", "J3"]
+    assert not any(outcome.problems for outcome in found)
+
+
+def test_what_nobody_hurts_is_run_once(tmp_path: Path) -> None:
+    result = runs.result(2)
+    assert References(tmp_path).get(["2 ranks"], lambda: result) == result
+    assert References(tmp_path).get(["2 ranks"], lambda: pytest.fail("it was made again")) == result
 
 
 def test_every_case_says_what_it_is() -> None:

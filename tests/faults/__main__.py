@@ -1,26 +1,26 @@
-"""``python -m tests.faults [CASE,...] [--seeds N] [--ranks N]``: run the battery, print a table."""
+"""``python -m tests.faults [CASE,...] [--seeds N] [--first SEED] [--ranks N]``: run the battery, print a table."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.faults import table
-from tests.faults.case import CASES, Outcome, alone
+from tests.faults import battery, table
+from tests.faults.case import CASES, Outcome
 from tests.faults.cases import load
 
 
 def main() -> int:
     """Do what the command line says; 1 if anything was wrong."""
     load()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is ended
+    battery.end_when_told()
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("cases", nargs="?", default="", help="names with commas between; default: all")
     parser.add_argument("--seeds", type=int, default=1, help="how often each case is run, each time otherwise")
+    parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first of the seeds")
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--table", type=Path, help="append what was measured to this file of JSON lines")
     parser.add_argument("--list", action="store_true", help="only say which cases there are")
@@ -39,13 +39,12 @@ def main() -> int:
         print("\n".join(f"{case.name:4}  {case.injection}  ->  {case.expected}  [{case.invariants}]" for case in found))
         return 0
     outcomes: list[Outcome] = []
-    for seed in range(given.seeds):
-        for case in found:
-            outcomes.append(alone(case, given.ranks, seed))
-            print(table.line(outcomes[-1]), flush=True)
-            if given.table:
-                with given.table.open("a") as file:
-                    file.write(json.dumps(_record(outcomes[-1])) + "\n")
+    for outcome in battery.outcomes(found, given.ranks, range(given.first, given.first + given.seeds)):
+        outcomes.append(outcome)
+        print(table.line(outcome), flush=True)
+        if given.table:
+            with given.table.open("a") as file:
+                file.write(json.dumps(_record(outcome)) + "\n")
     print(table.text(outcomes))
     return 1 if any(outcome.problems for outcome in outcomes) else 0
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from tests import canary
 from tests.faults import sockets
+from tests.faults.references import References
 from tests.rig import wait_for
 from worker.hostd.processes import find_strays
 from worker.spec.files import RunFiles, read_events
@@ -59,10 +60,12 @@ class Arena:
 
     Args:
         ranks: of the runs launched here.
+        references: what undisturbed runs end with; default: of this arena alone.
     """
 
-    def __init__(self, folder: Path, ranks: int = 4) -> None:
+    def __init__(self, folder: Path, ranks: int = 4, references: References | None = None) -> None:
         self.folder, self.ranks = folder, ranks
+        self._references = references or References(folder / "kept-references")
         self.home, self.sentinel = folder / "home", folder / "sentinel"
         self.env = {**os.environ, "VPIPE_HOME": str(self.home), "VPIPE_CACHE": str(folder / "cache")}
         self.env |= {"HOME": str(self.sentinel), "MY_TOKEN": canary.SECRET, "COLUMNS": "120"}
@@ -71,7 +74,6 @@ class Arena:
         (self.sentinel / ".bashrc").write_text("# the user's own\n")
         (folder / "victim.py").write_text(MODEL.read_text())
         self.write()
-        self._whole: dict[tuple[str, ...], Result] = {}
         self.trials: list[Trial] = []
         self.times: list[tuple[float, float, None]] = []
 
@@ -135,13 +137,14 @@ class Arena:
 
     def undisturbed(self, *overrides: str) -> Result:
         """What a run that nobody hurts ends with; made once for the same settings."""
-        key = tuple(sorted(each for each in overrides if "max_restarts" not in each and "timeout" not in each))
-        if key not in self._whole:
-            trial = self.launch(*key)
+
+        def run() -> Result:
+            trial = self.launch(*overrides)
             said = trial.end()
             assert said.code == 0, said.text
-            self._whole[key] = trial.result()
-        return self._whole[key]
+            return trial.result()
+
+        return self._references.get([f"{self.ranks} ranks", *overrides], run)
 
     def close(self) -> None:
         """End whatever a case has left."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.faults.arena import Arena, Trial
 from tests.faults.checkers import check
+from tests.faults.references import References
 from tests.faults.times import Times, measure
 from tests.testbed.network import lacks
 
@@ -35,6 +36,13 @@ class Case:
     act: Act
     needs: str = ""
     """Not empty where it needs what a testbed needs: root, namespaces, an sshd."""
+    timed: bool = False
+    """Whether it is about how long things take."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing else runs meanwhile: for the sake of its times, or of the one testbed."""
+        return self.timed or self.needs == "testbed"
 
 
 @dataclass
@@ -49,12 +57,14 @@ class Outcome:
     skipped: str = ""
 
 
-def case(name: str, injection: str, expected: str, invariants: str, needs: str = "") -> Callable[[Act], Act]:
+def case(
+    name: str, injection: str, expected: str, invariants: str, needs: str = "", timed: bool = False
+) -> Callable[[Act], Act]:
     """Put a function into the battery."""
 
     def keep(act: Act) -> Act:
         assert name not in CASES
-        CASES[name] = Case(name, injection, expected, invariants, act, needs)
+        CASES[name] = Case(name, injection, expected, invariants, act, needs, timed)
         return act
 
     return keep
@@ -82,10 +92,10 @@ def carry_out(chosen: Case, arena: Arena, seed: int = 0) -> Outcome:
     return outcome
 
 
-def alone(chosen: Case, ranks: int, seed: int = 0) -> Outcome:
+def alone(chosen: Case, ranks: int, seed: int, references: References) -> Outcome:
     """Carry it out in an arena of its own, which goes with it unless something was wrong."""
     folder = Path(tempfile.mkdtemp(prefix=f"faults-{chosen.name}-"))
-    arena = Arena(folder, ranks)
+    arena = Arena(folder, ranks, references)
     try:
         outcome = carry_out(chosen, arena, seed)
     finally:

@@ -68,7 +68,13 @@ def j3(arena: Arena, chance: random.Random) -> list[Trial]:
     return []
 
 
-@case("J5", "stop, with a child that ignores SIGTERM in a session of its own", "0 survivors within grace + 2 s", "I2")
+@case(
+    "J5",
+    "stop, with a child that ignores SIGTERM in a session of its own",
+    "0 survivors within grace + 2 s",
+    "I2",
+    timed=True,
+)
 def j5(arena: Arena, chance: random.Random) -> list[Trial]:
     trial = arena.launch(*ENDLESS).until_step(3)
     child = arena.folder / "kept-child"

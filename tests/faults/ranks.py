@@ -14,14 +14,22 @@ from tests.rig import wait_for
 KILLED = r"killed by SIGKILL"
 
 
-@case("R1", "kill -9 of a middle rank while all train", "found within 2 s, all gone 5 s later, named", "I2 I9")
+@case(
+    "R1", "kill -9 of a middle rank while all train", "found within 2 s, all gone 5 s later, named", "I2 I9", timed=True
+)
 def r1(arena: Arena, chance: random.Random) -> list[Trial]:
     trial = arena.launch(*ENDLESS).until_step(chance.randint(3, 30))
     trial.kill(arena.middle)
     return [trial.ends("failed", 100, arena.middle, KILLED)]
 
 
-@case("R2", "SIGSTOP of a rank for good", "ended at the stall limit; the operation named, stacks saved", "I2 I9 I10")
+@case(
+    "R2",
+    "SIGSTOP of a rank for good",
+    "ended at the stall limit; the operation named, stacks saved",
+    "I2 I9 I10",
+    timed=True,
+)
 def r2(arena: Arena, chance: random.Random) -> list[Trial]:
     trial = arena.launch(*ENDLESS, "run.stall_timeout=5").until_step(chance.randint(3, 30))
     trial.kill(arena.middle, signal.SIGSTOP)
@@ -32,7 +40,13 @@ def r2(arena: Arena, chance: random.Random) -> list[Trial]:
     return [trial]
 
 
-@case("R3", "a rank sleeps in its own code for good", "ended at the stall limit; the operation named", "I2 I9 I10")
+@case(
+    "R3",
+    "a rank sleeps in its own code for good",
+    "ended at the stall limit; the operation named",
+    "I2 I9 I10",
+    timed=True,
+)
 def r3(arena: Arena, chance: random.Random) -> list[Trial]:
     trial = arena.launch(*ENDLESS, "run.stall_timeout=5").until_step(chance.randint(3, 30))
     trial.do(arena.middle, "import time; time.sleep(10000)")
@@ -41,14 +55,20 @@ def r3(arena: Arena, chance: random.Random) -> list[Trial]:
     return [trial]
 
 
-@case("R5", "a rank dies in native code (SIGSEGV)", "named with its likely reason", "I2 I9")
+@case("R5", "a rank dies in native code (SIGSEGV)", "named with its likely reason", "I2 I9", timed=True)
 def r5(arena: Arena, chance: random.Random) -> list[Trial]:
     trial = arena.launch(*ENDLESS).until_step(chance.randint(3, 30))
     trial.do(arena.middle, "import ctypes; ctypes.string_at(0)")
     return [trial.ends("failed", 100, arena.middle, "killed by SIGSEGV .a crash in native code")]
 
 
-@case("R6", "a Python exception in one rank", "its traceback once, in its log; the others are consequences", "I9")
+@case(
+    "R6",
+    "a Python exception in one rank",
+    "its traceback once, in its log; the others are consequences",
+    "I9",
+    timed=True,
+)
 def r6(arena: Arena, chance: random.Random) -> list[Trial]:
     trial = arena.launch(*ENDLESS).until_step(chance.randint(3, 30))
     trial.do(arena.middle, "raise ValueError('no luck today')")
@@ -59,14 +79,20 @@ def r6(arena: Arena, chance: random.Random) -> list[Trial]:
     return [trial]
 
 
-@case("R7", "a rank leaves early with exit status 0", "failed; it is the one that is named", "I2 I9")
+@case("R7", "a rank leaves early with exit status 0", "failed; it is the one that is named", "I2 I9", timed=True)
 def r7(arena: Arena, chance: random.Random) -> list[Trial]:
     trial = arena.launch(*ENDLESS).until_step(chance.randint(3, 30))
     trial.do(arena.middle, "import os; os._exit(0)")
     return [trial.ends("failed", 100, arena.middle, "exit status 0 before the run was over")]
 
 
-@case("R8", "a rank holds Python's lock in native code for good", "ended at the stall limit, forced", "I2 I9 I10")
+@case(
+    "R8",
+    "a rank holds Python's lock in native code for good",
+    "ended at the stall limit, forced",
+    "I2 I9 I10",
+    timed=True,
+)
 def r8(arena: Arena, chance: random.Random) -> list[Trial]:
     trial = arena.launch(*ENDLESS, "run.stall_timeout=5").until_step(chance.randint(3, 30))
     trial.do(arena.middle, "import ctypes; ctypes.PyDLL(None).sleep(10000)")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.faults import table
 from tests.faults.arena import Arena, Trial
+from tests.faults.battery import end_when_told
 from tests.faults.case import CASES, Outcome
 from tests.faults.cases import load
 from tests.faults.checkers import check
@@ -93,7 +94,7 @@ def main() -> int:
     parser.add_argument("--way", choices=WAYS, default="bsp")
     given = parser.parse_args()
     load()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is ended
+    end_when_told()
     length = Length(given.minutes, given.injuries, given.steps)
     arena = Arena(Path(tempfile.mkdtemp(prefix="soak-")), given.ranks)
     try:

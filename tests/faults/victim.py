@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -19,10 +20,11 @@ def suffer() -> None:
 
 
 class Words(nn.Embedding):
-    """The first layer."""
+    """The first layer. It takes its time, so that a run which is waiting to be hurt leaves the machine to others."""
 
     def forward(self, ids: Tensor) -> Tensor:
         suffer()
+        time.sleep(0.005)
         return super().forward(ids)
 
 

@@ -1,0 +1,52 @@
+"""Many cases for many seeds: those whose times count run alone, all others two at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.faults.case import CASES, Case, Outcome, alone
+from tests.faults.cases import load
+from tests.faults.references import References
+
+AT_ONCE = 2
+DEADLINE = 1800.0
+"""Seconds for one case; every command in it ends long before."""
+
+Task = tuple[str, int, int, Path]
+"""A case, the ranks of its runs, its seed, and the folder of references."""
+
+
+def end_when_told() -> None:
+    """End by an exception, so that what was begun is ended."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def outcomes(cases: Sequence[Case], ranks: int, seeds: Sequence[int]) -> Iterator[Outcome]:
+    """What comes of each case with each seed, as it comes: one seed after the other."""
+    with (
+        tempfile.TemporaryDirectory(prefix="faults-references-") as folder,
+        multiprocessing.get_context("spawn").Pool(AT_ONCE, _begin) as pool,
+    ):
+        for seed in seeds:
+            tasks = {case.name: (case.name, ranks, seed, Path(folder)) for case in cases}
+            found = pool.imap_unordered(_carry_out, [tasks[case.name] for case in cases if not case.is_alone])
+            for _ in range(sum(not case.is_alone for case in cases)):
+                yield found.next(DEADLINE)
+            for case in cases:
+                if case.is_alone:
+                    yield _carry_out(tasks[case.name])
+
+
+def _begin() -> None:
+    end_when_told()
+    load()
+
+
+def _carry_out(task: Task) -> Outcome:
+    name, ranks, seed, folder = task
+    return alone(CASES[name], ranks, seed, References(folder))
