@@ -25,9 +25,9 @@ from tests import reference
 from tests.rig import SLOW
 from vpipe_cli import yamltree
 from worker import data, models
+from worker.results import sha256_of
 from worker.spec.files import RunFiles
 from worker.spec.job import Job
-from worker.train import sha256_of
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 MODULES = ("argparse", "ast", "calendar", "cmd", "codecs", "datetime", "difflib", "inspect", "shutil", "turtle")

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from worker import clocks, data, models, trace
+from worker import clocks, data, models, progress, results, trace
 from worker.build import Builder
 from worker.data.base import Source
-from worker.errors import MismatchError
 from worker.evaluate import Evaluator
 from worker.executor import Executor
 from worker.feed import Feeder
-from worker.metrics import MetricsFile, Totals
-from worker.narrate import Narrator
 from worker.prefetch import Prefetched, numbers
 from worker.recovery import place, restore, setup
-from worker.recovery.leave import Leave
 from worker.rendezvous import Rendezvous
 from worker.schedule.job import minibatches_per_step
 from worker.spec.files import RunFiles, write_atomic
 from worker.spec.job import Job
-from worker.spec.records import Evaluation, Result, StageResult, StepMetrics
+from worker.step_ends import StepEnds
 from worker.torch_profile import TorchProfile
 from worker.trace import Stopwatch
 
@@ -39,6 +32,38 @@ def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rende
 
     Raises VpipeError: whatever kept this rank from finishing.
     """
+    builder = _meet(job, rank, rendezvous)
+    checkpoints = place.find(files.checkpoints, rendezvous)
+    saved = restore.find(builder, checkpoints, attempt, rendezvous, setup.say)
+    start, offset = (saved.step, saved.data_offset) if saved else (0, 0)
+    waiting, is_first = Stopwatch(), job.ranks[rank].stage == 0
+    reader = _Reader(job, rank, files, cache, start, offset) if is_first else None
+    feed = reader.feed(builder.device, waiting) if reader else None
+    ends = StepEnds(job, rank, files, attempt, start)
+    executor = builder.executor(feed, waiting, ends, start)
+    ends.evaluator = _evaluator(builder, executor, is_first, cache, rendezvous)
+    ends.saver = setup.saver(builder, executor, attempt, checkpoints, rendezvous, offset)
+    ends.watch(executor, rendezvous)
+    if saved:
+        saved.put_back(executor, rank)
+    if saved and rank == 0:
+        setup.record(saved, job, attempt, files)
+    rendezvous.exchange("readiness", "ready")
+    files.ready(attempt, rank).touch(mode=0o600)
+    _record_spans(job, rank, attempt, files)
+    try:
+        _run(builder, executor, ends, start)
+    finally:
+        _close(reader, ends)
+    progress.at(progress.step(), "the result", job.spec.run.stall_timeout)  # for which all weights are hashed
+    left_out, baseline = (reader.left_out(files), reader.source.baseline_loss) if reader else ((0, 0), None)
+    own = results.own_part(job, rank, ends.metrics.totals, executor, left_out)
+    results.tell(job, files, rendezvous, own, baseline, ends.measured)
+    dist.destroy_process_group()
+
+
+def _meet(job: Job, rank: int, rendezvous: Rendezvous) -> Builder:
+    """Join the other ranks, and see that all of them are about to do the same. Raises MismatchError, ModelError."""
     placement = job.ranks[rank]
     torch.set_num_threads(placement.threads)
     dist.init_process_group(
@@ -51,57 +76,48 @@ def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rende
     model, signature = models.build_model(job.spec), data.signature(job.spec)
     builder = Builder(job, model, signature, rank, torch.device(placement.device))
     rendezvous.agree("job, code and shapes", builder.digest())
-    waiting = Stopwatch()
-    checkpoints = place.find(files.checkpoints, rendezvous)
-    saved = restore.find(builder, checkpoints, attempt, rendezvous, setup.say)
-    start, offset = (saved.step, saved.data_offset) if saved else (0, 0)
-    source = _open_data(job, files, cache) if placement.stage == 0 else None
-    ahead = _read_ahead(job, rank, source, start, offset) if source else None
-    feed = Feeder(ahead or source, minibatches_per_step(job.spec), builder.device, waiting, offset) if source else None
-    metrics = MetricsFile(files.metrics(rank), job.spec.run.steps, start)
-    narrator = Narrator(job.spec.run.steps)
+    return builder
 
-    def report(step: StepMetrics) -> None:
-        metrics.write(step)
-        narrator.step(step)
-        if saver and saver.is_due(step.step):
-            metrics.flush()
-            saver.save(step.step)
-        if evaluator and evaluator.is_due(step.step):
-            measured.append(evaluator.report(step.step, files, attempt))
-        if saver and leave and leave.is_asked(step.step, executor):
-            leave.now(step.step, saver)
 
-    executor = builder.executor(feed, waiting, report, start)
-    measured: list[Evaluation | None] = []
-    evaluator = _evaluator(builder, executor, placement.stage == 0, cache, rendezvous)
-    saver = setup.saver(builder, executor, attempt, checkpoints, rendezvous, offset)
-    leave = Leave.from_environment(job.spec, files, rendezvous)
-    narrator.holds(runtime.stage for runtime in executor.stages.values())
-    if saved:
-        saved.put_back(executor, rank)
-    if saved and rank == 0:
-        setup.record(saved, job, attempt, files)
-    rendezvous.exchange("readiness", "ready")
-    files.ready(attempt, rank).touch(mode=0o600)
-    _record_spans(job, rank, attempt, files)
-    try:
-        executor.run([] if job.spec.evaluate.only else builder.actions(start))
-        if evaluator and job.spec.evaluate.only:
-            measured.append(evaluator.report(start, files, attempt))
-        if saver:
-            saver.close()
-    finally:
-        if ahead:
-            ahead.close()
-        for close in (metrics.close, trace.close):
-            with suppress(OSError):  # of a full disk, which must not hide why the run ended
-                close()
-    rendezvous.give("results", _own_result(job, rank, metrics.totals, executor, _left_out(source, files)))
-    if rank == 0 and source is not None:
-        result = _merged(job, rendezvous.collect("results"), source.baseline_loss, measured)
-        write_atomic(files.result, result.model_dump_json(indent=2) + "\n")
-    dist.destroy_process_group()
+class _Reader:
+    """What a rank of the first stage reads, ahead where the job says so."""
+
+    def __init__(self, job: Job, rank: int, files: RunFiles, cache: Path, start: int, offset: int) -> None:
+        self.source = _open_data(job, files, cache)
+        self._ahead = _read_ahead(job, rank, self.source, start, offset)
+        self._per_step, self._offset = minibatches_per_step(job.spec), offset
+
+    def feed(self, device: torch.device, waiting: Stopwatch) -> Feeder:
+        """The minibatches as the executor takes them."""
+        return Feeder(self._ahead or self.source, self._per_step, device, waiting, self._offset)
+
+    def left_out(self, files: RunFiles) -> tuple[int, int]:
+        """Records that the source left out on opening, which all replicas counted alike, and since then."""
+        opened = json.loads(files.data.read_bytes())["skipped"]
+        return opened, getattr(self.source, "skipped", 0) - opened
+
+    def close(self) -> None:
+        """Read no further."""
+        if self._ahead:
+            self._ahead.close()
+
+
+def _run(builder: Builder, executor: Executor, ends: StepEnds, start: int) -> None:
+    """Every action from step ``start`` on; or only the evaluation, where the job is no more than that."""
+    is_evaluation = builder.job.spec.evaluate.only
+    executor.run([] if is_evaluation else builder.actions(start))
+    if ends.evaluator and is_evaluation:
+        ends.evaluate(start)
+    if ends.saver:
+        ends.saver.close()
+
+
+def _close(reader: _Reader | None, ends: StepEnds) -> None:
+    if reader:
+        reader.close()
+    for close in (ends.metrics.close, trace.close):
+        with suppress(OSError):  # of a full disk, which must not hide why the run ended
+            close()
 
 
 def _record_spans(job: Job, rank: int, attempt: int, files: RunFiles) -> None:
@@ -143,64 +159,3 @@ def _open_data(job: Job, files: RunFiles, cache: Path) -> Source:
         files.data, json.dumps({"baseline_loss": source.baseline_loss, "skipped": getattr(source, "skipped", 0)}) + "\n"
     )
     return source
-
-
-def _left_out(source: Source | None, files: RunFiles) -> tuple[int, int]:
-    """Records that ``source`` left out on opening, which all replicas counted alike, and since then."""
-    if source is None:
-        return 0, 0
-    opened = json.loads(files.data.read_bytes())["skipped"]
-    return opened, getattr(source, "skipped", 0) - opened
-
-
-def _own_result(job: Job, rank: int, totals: Totals, executor: Executor, left_out: tuple[int, int]) -> str:
-    """What one rank has to say at the end, as JSON for ``_merged``."""
-    layers = sum(job.plan.partition[stage] for stage in executor.stages)
-    return json.dumps(
-        {
-            "stage": totals.stage_result(job.ranks[rank].stage, rank, layers).model_dump(),
-            "loss": totals.loss,
-            "samples_per_second": totals.samples / max(totals.seconds, 1e-9),
-            "seconds": totals.all_seconds,
-            "step_seconds": totals.step_seconds,
-            "left_out": left_out,
-            "weights": {name: sha256_of(name, parameter) for name, parameter in executor.parameters().items()},
-        }
-    )
-
-
-def _merged(job: Job, results: list[str], baseline: float, measured: Sequence[Evaluation | None]) -> Result:
-    ranks = [json.loads(result) for result in results]
-    weights: dict[str, str] = {}
-    for number, rank in enumerate(ranks):
-        for name, digest in rank["weights"].items():
-            if weights.setdefault(name, digest) != digest:
-                raise MismatchError(f"rank {number} ends with another {name} than the other replicas of its stage")
-    return Result(
-        loss=measured[-1].loss if ranks[-1]["loss"] is None and measured and measured[-1] else ranks[-1]["loss"],
-        baseline_loss=baseline,
-        samples_per_second=ranks[-1]["samples_per_second"],
-        steps=job.spec.run.steps,
-        seconds=max(rank["seconds"] for rank in ranks),
-        stages=[_with_prediction(job, StageResult(**rank["stage"])) for rank in ranks],
-        weights_sha256=hashlib.sha256("".join(weights[name] for name in sorted(weights)).encode()).hexdigest(),
-        step_seconds=ranks[-1]["step_seconds"],
-        records_left_out=max(rank["left_out"][0] for rank in ranks) + sum(rank["left_out"][1] for rank in ranks),
-        predicted_step_seconds=job.plan.predicted.step_seconds if job.plan.predicted else None,
-    )
-
-
-def _with_prediction(job: Job, found: StageResult) -> StageResult:
-    """A rank's result beside what the planner expected of its stage."""
-    if job.plan.predicted is None:
-        return found
-    stages, memory = job.plan.stages_of(found.rank), job.plan.predicted.memory_bytes[found.stage]
-    # Of several stages on one rank the metrics know the mean.
-    seconds = sum(job.plan.predicted.stage_seconds[stage] for stage in stages) / len(stages)
-    return found.model_copy(update={"predicted_seconds": seconds, "predicted_memory_bytes": memory})
-
-
-def sha256_of(name: str, tensor: Tensor) -> str:
-    """SHA-256 of a parameter: its full name, dtype, shape and bytes; as hex."""
-    content = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-    return hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode() + content).hexdigest()
