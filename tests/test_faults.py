@@ -19,7 +19,7 @@ from tests.faults.references import References
 from worker.spec.files import RunFiles
 
 load()
-SHORT = ("R1", "J1", "S5", "J3", "J7", "B1")
+SHORT = ("R1", "R2l", "J1", "S5", "J3", "J7", "B1")
 
 
 @pytest.fixture(scope="module")

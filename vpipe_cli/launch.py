@@ -56,6 +56,7 @@ class Launch(Section):
     attempt_folder: str
     restarts: int = Field(0, description="attempts more, each after one that failed")
     stall_timeout: float = Field(description="seconds without progress of any rank until the attempt is ended")
+    stall_floor: float | None = Field(None, description="to which steps may lower stall_timeout; null: not at all")
     start_timeout: float = Field(description="seconds for all ranks to be ready")
     head: str = Field("", description="the host whose hostd decides; empty where there is no other")
     grace: float = Field(5.0, description="seconds between SIGTERM and SIGKILL")
@@ -120,6 +121,7 @@ def resolve(
         attempt_folder=str(there.attempt(attempt)),
         restarts=spec.run.max_restarts,
         stall_timeout=spec.run.stall_timeout,
+        stall_floor=spec.run.stall_floor,
         start_timeout=spec.run.start_timeout,
         log_limit=spec.run.log_limit << 20,
         head="" if shipped is None else slots[0].host,

@@ -68,7 +68,7 @@ class Passage:
         inbox = Inbox(self.executor.communicator, iter(expected))
         gate = _Gate(self)
         for index, action in actions:
-            progress.at(step, f"{what}, minibatch {index}")
+            progress.at(step, f"{what}, minibatch {index}", self.builder.job.spec.run.stall_timeout)
             runtime = self.executor.stages[action.stage]
             if runtime.topology.is_first:
                 gate.enter(runtime, index, action.minibatch)

@@ -47,8 +47,8 @@ def at(step: int, doing: object, limit: float | None = None) -> None:
     """Count one thing more: the rank now does ``doing``, in ``step`` (counted from 1; 0 before the first).
 
     Args:
-        limit: seconds it may take without this rank's saying anything more, where that is more than
-            ``run.stall_timeout``: for a checkpoint, an evaluation.
+        limit: seconds it may take without this rank's saying anything more, where that may be more than what a
+            training step is given: for a checkpoint, an evaluation.
     """
     _now.count += 1
     _now.step, _now.doing = step, _clean(doing)

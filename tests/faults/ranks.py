@@ -41,6 +41,20 @@ def r2(arena: Arena, chance: random.Random) -> list[Trial]:
 
 
 @case(
+    "R2l",
+    "the same where the limit is an hour, but steps take milliseconds",
+    "ended at the limit that they taught; said",
+    "I2 I9 I10",
+    timed=True,
+)
+def r2l(arena: Arena, chance: random.Random) -> list[Trial]:
+    limits = ("run.stall_timeout=3600", "run.stall_floor=3")
+    trial = arena.launch(*ENDLESS, *limits).until_step(chance.randint(80, 120))
+    trial.kill(arena.middle, signal.SIGSTOP)
+    return [trial.ends("failed", 100, arena.middle, r"stopped by a signal .+; the limit is [0-9.]+ s \(learned: ")]
+
+
+@case(
     "R3",
     "a rank sleeps in its own code for good",
     "ended at the stall limit; the operation named",

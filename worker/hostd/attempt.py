@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Dict, List, Optional, Set
+from typing import Any, Dict, List, Optional, Set, Tuple
+
+from .pace import Pace
 
 MARGIN = 2.0  # seconds: ranks are looked at once a second, and what they say has to travel
 
@@ -12,9 +14,14 @@ Failure = Dict[str, Any]
 
 
 class Attempt:
-    """One attempt of a run. ``gang`` describes every rank: rank, stage, host, device."""
+    """One attempt of a run.
 
-    def __init__(self, number: int, gang: List[Dict[str, Any]]) -> None:
+    Args:
+        gang: describes every rank: rank, stage, host, device.
+        pace: tells when it is stuck; default: never.
+    """
+
+    def __init__(self, number: int, gang: List[Dict[str, Any]], pace: Optional[Pace] = None) -> None:
         self.number = number
         self.began = time.monotonic()
         self.running = False
@@ -25,7 +32,7 @@ class Attempt:
         self._ended: Set[int] = set()
         self._failures: List[Failure] = []
         self._finished: List[Failure] = []
-        self.moves = Moves()
+        self.moves = Moves(pace or Pace(float("inf")))
 
     def ready(self, rank: int) -> bool:
         """Note that a rank is ready; whether it was the last one missing."""
@@ -90,7 +97,8 @@ class Moves:
     A thread that lives says nothing: only a counter that grows does. Ranks that say nothing are never called stuck.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
         self._said: Dict[int, List[Any]] = {}
         self._changed: Dict[int, float] = {}
         self._since = time.monotonic()
@@ -101,21 +109,23 @@ class Moves:
 
     def hear(self, ranks: Dict[str, List[Any]]) -> None:
         """Take in what ranks say: count, step, doing, waiting, limit, stopped."""
+        moment = time.monotonic()
         for name, said in ranks.items():
             rank = int(name)
             if rank not in self._said or self._said[rank][0] != said[0]:
-                self._changed[rank] = self._since = time.monotonic()
+                self._changed[rank] = self._since = moment
             self._said[rank] = said
+            self._pace.saw(_number(said[1]), moment)
 
     def forget(self, rank: int) -> None:
         """A rank that has ended holds nobody up."""
         self._said.pop(rank, None)
 
-    def stuck(self, limit: float) -> Optional[Dict[str, Any]]:
+    def stuck(self) -> Optional[Dict[str, Any]]:
         """The rank that most likely holds up all others, the cause and the step; None while any of them moves."""
-        limits = [float(said[4]) for said in self._said.values() if said[4]]
-        allowed, still = max([limit, *limits]) + MARGIN, time.monotonic() - self._since
-        if not self._said or still <= allowed:
+        limit, origin = self._limit()
+        still = time.monotonic() - self._since
+        if not self._said or still <= limit + MARGIN:
             return None
         rank = min(self._said, key=self._blame)
         _, step, doing, waiting, _, stopped = self._said[rank]
@@ -123,10 +133,21 @@ class Moves:
             what = f"stopped by a signal (SIGSTOP) in {doing}"
         else:
             what = f"stuck in {doing}" + (f", waiting for {waiting}" if waiting else "")
-        number = int(step) if step.isdigit() and step != "0" else None
-        return {"rank": rank, "cause": f"{what}: no rank made progress for {still:.0f} s", "step": number}
+        cause = f"{what}: no rank made progress for {still:.0f} s; the limit is {limit:g} s ({origin})"
+        return {"rank": rank, "cause": cause, "step": _number(step) or None}
+
+    def _limit(self) -> Tuple[float, str]:
+        """That of the run's pace; or that of a rank which does something that may take longer."""
+        limit, origin = self._pace.limit()
+        own = max((float(said[4]) for said in self._said.values() if said[4]), default=limit)
+        return (own, "what a rank does may take that long") if own > limit else (limit, origin)
 
     def _blame(self, rank: int) -> Any:
         """Those that are stopped come first, then those that wait for nobody, then who stands still the longest."""
         *_, waiting, _, stopped = self._said[rank]
         return (not stopped, bool(waiting), self._changed[rank])
+
+
+def _number(step: str) -> int:
+    """The step that a rank is in; 0 before the first, or where it says none."""
+    return int(step) if step.isdigit() else 0

@@ -15,6 +15,7 @@ from .attempt import Attempt, Failure
 from .crew import Crew
 from .link import BEAT, Door, Link, LinkLost, nonce_of
 from .loop import Loop
+from .pace import Pace
 from .words import Appender, note, now, seal
 
 WINDOW = 1.0  # seconds the other ranks have, once one has failed, to log what they saw of it
@@ -87,7 +88,8 @@ class Head:
 
     def _run_attempt(self) -> None:
         """Start an attempt on every machine and see it through until nothing of it is left."""
-        attempt = self._attempt = Attempt(self._number, self._gang)
+        pace = Pace(self._launch.get("stall_timeout", float("inf")), self._launch.get("stall_floor"))
+        attempt = self._attempt = Attempt(self._number, self._gang, pace)
         reason = self._stop_wanted()
         if reason:
             attempt.verdict, attempt.why = "stopped", reason
@@ -129,7 +131,7 @@ class Head:
         if attempt.verdict:
             return
         stop = self._stop_wanted()
-        stuck = attempt.moves.stuck(self._launch.get("stall_timeout", float("inf"))) if attempt.running else None
+        stuck = attempt.moves.stuck() if attempt.running else None
         late = time.monotonic() - attempt.began > self._launch.get("start_timeout", float("inf")) + START_MARGIN
         if stop and (self._crew is None or self._crew.alive or self._members):
             self._end("stopped", stop, 0.0)

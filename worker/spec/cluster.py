@@ -205,6 +205,10 @@ class RunSpec(Section):
     )
     threads: Literal["auto"] | Count = Field("auto", description="threads per rank; auto: cores divided by ranks")
     stall_timeout: Positive = Field(60.0, description="seconds without progress of any rank until the run is stuck")
+    stall_floor: Positive | None = Field(
+        60.0,
+        description="stall_timeout falls to 20 times the slowest of recent steps, not below these seconds; null: never",
+    )
     start_timeout: Positive = Field(600.0, description="seconds for all ranks to be ready, data preparation included")
     on_nan: Literal["stop", "skip"] = Field(
         "stop", description="a loss or gradient that is not finite: stop ends the run, skip leaves the update out"
