@@ -27,6 +27,39 @@ Named = Annotated[
 ]
 
 
+Values = Annotated[
+    list[str] | None,
+    typer.Argument(
+        autocompletion=completing.settings,
+        metavar="KEY=V1,V2...",
+        help="A key of cluster.yml and its values: 1,2 or range(0,1,0.25).",
+    ),
+]
+Cluster = Annotated[
+    Path | None,
+    typer.Option("--cluster", "-c", help="The file to vary. Default: ./cluster.yml, else the newest run's."),
+]
+SweepYml = Annotated[Path | None, typer.Option("--file", "-f", help="A sweep.yml with keys, values and options.")]
+Zip = Annotated[bool, typer.Option("--zip", help="Take values in turn instead of every combination.")]
+Condition = Annotated[str | None, typer.Option("--where", help="Only trials for which this holds: 'lr < 0.1'.")]
+Repeat = Annotated[int, typer.Option("--repeat", min=1, help="Run each trial so many times, each with another seed.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Steps of each trial. Default: run.steps.")]
+Warmup = Annotated[
+    int | None, typer.Option("--warmup", min=0, help="First steps left out of throughput. Default: a tenth.")
+]
+Parallel = Annotated[int, typer.Option("--parallel", min=1, help="Trials at a time, on equal shares of machines.")]
+Optimize = Annotated[
+    Literal["samples_per_second", "step_seconds", "peak", "loss"] | None,
+    typer.Option("--optimize", help="Let Optuna choose which trials of the grid to run, by this number."),
+]
+Trials = Annotated[int, typer.Option("--trials", min=1, help="With --optimize: how many trials to run.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the order in which trials run.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first trial that fails.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help=f"Do not ask before {ASK_FROM} trials or more.")]
+Detach = Annotated[bool, typer.Option("--detach", "-d", help="Return once the sweep has started.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the trials, and touch nothing.")]
+
+
 class _Group(TyperGroup):
     """``vpipe sweep lr=1,2`` means ``vpipe sweep run lr=1,2``."""
 
@@ -42,50 +75,26 @@ sweep = typer.Typer(cls=_Group, rich_markup_mode=None, no_args_is_help=False)
 
 @sweep.command("run")
 def run(
-    values: Annotated[
-        list[str] | None,
-        typer.Argument(
-            autocompletion=completing.settings,
-            metavar="KEY=V1,V2...",
-            help="A key of cluster.yml and its values: 1,2 or range(0,1,0.25).",
-        ),
-    ] = None,
-    cluster: Annotated[
-        Path | None,
-        typer.Option("--cluster", "-c", help="The file to vary. Default: ./cluster.yml, else the newest run's."),
-    ] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="A sweep.yml with keys, values and options.")
-    ] = None,
-    zipped: Annotated[bool, typer.Option("--zip", help="Take values in turn instead of every combination.")] = False,
-    where: Annotated[str | None, typer.Option("--where", help="Only trials for which this holds: 'lr < 0.1'.")] = None,
-    repeat: Annotated[
-        int, typer.Option("--repeat", min=1, help="Run each trial so many times, each with another seed.")
-    ] = 1,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Steps of each trial. Default: run.steps.")
-    ] = None,
-    warmup: Annotated[
-        int | None, typer.Option("--warmup", min=0, help="First steps left out of throughput. Default: a tenth.")
-    ] = None,
-    parallel: Annotated[
-        int, typer.Option("--parallel", min=1, help="Trials at a time, on equal shares of machines.")
-    ] = 1,
-    optimize: Annotated[
-        Literal["samples_per_second", "step_seconds", "peak", "loss"] | None,
-        typer.Option("--optimize", help="Let Optuna choose which trials of the grid to run, by this number."),
-    ] = None,
-    trials: Annotated[int, typer.Option("--trials", min=1, help="With --optimize: how many trials to run.")] = 20,
-    seed: Annotated[int, typer.Option("--seed", help="Of the order in which trials run.")] = 1,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first trial that fails.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help=f"Do not ask before {ASK_FROM} trials or more.")] = False,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once the sweep has started.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the trials, and touch nothing.")] = False,
+    values: Values = None,
+    cluster: Cluster = None,
+    file: SweepYml = None,
+    zipped: Zip = False,
+    where: Condition = None,
+    repeat: Repeat = 1,
+    steps: Steps = None,
+    warmup: Warmup = None,
+    parallel: Parallel = 1,
+    optimize: Optimize = None,
+    trials: Trials = 20,
+    seed: Seed = 1,
+    fail_fast: FailFast = False,
+    yes: Yes = False,
+    detach: Detach = False,
+    dry_run: DryRun = False,
     output: Output = "text",
 ) -> None:
     """Run a job in many variants, one trial after another, and compare them. Typed again, it goes on where it was."""
     from vpipe_cli.sweep import begin, grammar, sweepfile
-    from vpipe_cli.sweep import optimize as optimizer
     from vpipe_cli.sweep.trials import Grid
     from vpipe_cli.sweep.where import Where
 
@@ -103,11 +112,19 @@ def run(
         budget=trials if optimize else None,
         command=" ".join(sys.argv[1:]),
     )
+    _carry_out(asked, yes, detach, dry_run, output)
+
+
+def _carry_out(asked: Asked, yes: bool, detach: bool, dry_run: bool, output: str) -> None:
+    """Begin the sweep that was asked for, or show what it would be."""
+    from vpipe_cli.sweep import begin
+    from vpipe_cli.sweep import optimize as optimizer
+
     total = begin.size(asked.grid)
-    if optimize:
+    if asked.optimize:
         optimizer.check()
-    if not dry_run and not yes and not optimize:
-        _ask(total, [f"{axis.name} {len(axis.values)}" for axis in axes])
+    elif not dry_run and not yes:
+        _ask(total, [f"{axis.name} {len(axis.values)}" for axis in asked.grid.axes])
     definition, doubles = _define(asked, total)
     if doubles:
         typer.echo(f"{doubles} of {total} trials left out: they make the same job as another one", err=True)
