@@ -1,4 +1,7 @@
-"""Many cases for many seeds: those whose times count run alone, all others two at a time."""
+"""Many cases for many seeds: those whose times count run alone, all others two at a time.
+
+Those on the testbed, whose ranks only sleep, run beside the others: all in this process, which has one testbed.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +36,12 @@ def outcomes(cases: Sequence[Case], ranks: int, seeds: Sequence[int]) -> Iterato
         multiprocessing.get_context("spawn").Pool(AT_ONCE, _begin) as pool,
     ):
         for seed in seeds:
-            tasks = {case.name: (case.name, ranks, seed, Path(folder)) for case in cases}
-            found = pool.imap_unordered(_carry_out, [tasks[case.name] for case in cases if not case.is_alone])
-            for _ in range(sum(not case.is_alone for case in cases)):
-                yield found.next(DEADLINE)
-            for case in cases:
-                if case.is_alone:
-                    yield _carry_out(tasks[case.name])
+            tasks = {case: (case.name, ranks, seed, Path(folder)) for case in cases}
+            others = [task for case, task in tasks.items() if not case.timed and case.needs != "testbed"]
+            found = pool.imap_unordered(_carry_out, others)
+            yield from (_carry_out(task) for case, task in tasks.items() if case.needs == "testbed")
+            yield from (found.next(DEADLINE) for _ in others)
+            yield from (_carry_out(task) for case, task in tasks.items() if case.timed)
 
 
 def _begin() -> None:

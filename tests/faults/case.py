@@ -37,12 +37,7 @@ class Case:
     needs: str = ""
     """Not empty where it needs what a testbed needs: root, namespaces, an sshd."""
     timed: bool = False
-    """Whether it is about how long things take."""
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether nothing else runs meanwhile: for the sake of its times, or of the one testbed."""
-        return self.timed or self.needs == "testbed"
+    """Whether something must happen within so many seconds, so that nothing else may run meanwhile."""
 
 
 @dataclass

@@ -45,7 +45,6 @@ def r2(arena: Arena, chance: random.Random) -> list[Trial]:
     "the same where the limit is an hour, but steps take milliseconds",
     "ended at the limit that they taught; said",
     "I2 I9 I10",
-    timed=True,
 )
 def r2l(arena: Arena, chance: random.Random) -> list[Trial]:
     limits = ("run.stall_timeout=3600", "run.stall_floor=3")
@@ -69,7 +68,7 @@ def r3(arena: Arena, chance: random.Random) -> list[Trial]:
     return [trial]
 
 
-@case("R5", "a rank dies in native code (SIGSEGV)", "named with its likely reason", "I2 I9", timed=True)
+@case("R5", "a rank dies in native code (SIGSEGV)", "named with its likely reason", "I2 I9")
 def r5(arena: Arena, chance: random.Random) -> list[Trial]:
     trial = arena.launch(*ENDLESS).until_step(chance.randint(3, 30))
     trial.do(arena.middle, "import ctypes; ctypes.string_at(0)")
@@ -81,7 +80,6 @@ def r5(arena: Arena, chance: random.Random) -> list[Trial]:
     "a Python exception in one rank",
     "its traceback once, in its log; the others are consequences",
     "I9",
-    timed=True,
 )
 def r6(arena: Arena, chance: random.Random) -> list[Trial]:
     trial = arena.launch(*ENDLESS).until_step(chance.randint(3, 30))
@@ -93,7 +91,7 @@ def r6(arena: Arena, chance: random.Random) -> list[Trial]:
     return [trial]
 
 
-@case("R7", "a rank leaves early with exit status 0", "failed; it is the one that is named", "I2 I9", timed=True)
+@case("R7", "a rank leaves early with exit status 0", "failed; it is the one that is named", "I2 I9")
 def r7(arena: Arena, chance: random.Random) -> list[Trial]:
     trial = arena.launch(*ENDLESS).until_step(chance.randint(3, 30))
     trial.do(arena.middle, "import os; os._exit(0)")
