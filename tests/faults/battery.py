@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from tests.faults.case import CASES, Case, Outcome, alone
 from tests.faults.cases import load
@@ -25,8 +26,13 @@ Task = tuple[str, int, int, Path]
 
 
 def end_when_told() -> None:
-    """End by an exception, so that what was begun is ended."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """End by an exception, so that what was begun is ended, whoever says it again meanwhile."""
+
+    def end(number: int, _: object) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def outcomes(cases: Sequence[Case], ranks: int, seeds: Sequence[int]) -> Iterator[Outcome]:

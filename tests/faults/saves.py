@@ -19,7 +19,8 @@ from worker.checkpoint import layout
 ASP = ("pipeline.sync_mode=asp", "pipeline.minibatches_per_step=null", "pipeline.recompute_ratio=0.5")
 
 
-CALLS = ("mkdir", "fsync", "rename", "unlinkat")
+CALLS = {"mkdir": 1, "fsync": 5, "rename": 2, "unlinkat": 5}
+"""Of which there are so many in one save, at least. strace counts them thread by thread, and every save has its own."""
 
 
 @case(
@@ -28,11 +29,15 @@ CALLS = ("mkdir", "fsync", "rename", "unlinkat")
 def c1(arena: Arena, chance: random.Random) -> list[Trial]:
     whole = arena.undisturbed()
     trial = arena.launch("run.max_restarts=1").until_step(3)
-    call, number = chance.choice(CALLS), chance.randint(1, 5)
+    call = chance.choice(list(CALLS))
+    number = chance.randint(1, CALLS[call])
     inject = f"inject={call}:signal=KILL:when={number}"
     trial.hurt(inject)
     command = ["strace", "-f", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject, "-p", str(trial.pid(0))]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+    _freeze(trial)  # or it could be at its end before strace is there
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as strace:
+        assert strace.stderr and "attached" in strace.stderr.readline()
+        _freeze(trial, signal.SIGCONT)
         trial.ends_as(whole)
     assert trial.attempt == 2, f"{trial.attempt} attempts after {inject}"
     trial.injuries.clear()  # it came at some later time than it was asked for
@@ -78,9 +83,9 @@ def _damaged(arena: Arena, harm: Any) -> tuple[Trial, str]:
     return trial, trial.files.log(2, 0).read_text()
 
 
-def _freeze(trial: Trial) -> None:
+def _freeze(trial: Trial, number: int = signal.SIGSTOP) -> None:
     for rank in range(trial.arena.ranks):
-        os.kill(trial.pid(rank), signal.SIGSTOP)
+        os.kill(trial.pid(rank), number)
 
 
 def _shard(folder: Path) -> Path:
