@@ -1,6 +1,6 @@
 """What keeps attempts apart and terminals safe, taken away once: each is missed at once, so nobody loses it unseen.
 
-What a checkpoint holds is left out piece by piece in test_resume.py, the fsync of folders in test_checkpoint.py.
+What a checkpoint holds is left out piece by piece in test_resume.py, the fsync of folders in test_crash_points.py.
 """
 
 from __future__ import annotations

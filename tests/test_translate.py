@@ -12,7 +12,7 @@ import torch
 
 from tests import harness, reference
 from tests.test_evaluate import evaluated, train
-from tests.test_sources import ENGLISH, GERMAN, parallel
+from tests.test_pairs_and_pictures import ENGLISH, GERMAN, parallel
 from vpipe_cli import config
 from worker import data, models
 from worker.data.base import Source
