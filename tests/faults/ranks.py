@@ -47,7 +47,7 @@ def r2(arena: Arena, chance: random.Random) -> list[Trial]:
     "I2 I9 I10",
 )
 def r2l(arena: Arena, chance: random.Random) -> list[Trial]:
-    limits = ("run.stall_timeout=3600", "run.stall_floor=3")
+    limits = ("run.stall_timeout=3600", "run.stall_floor=5")
     trial = arena.launch(*ENDLESS, *limits).until_step(chance.randint(80, 120))
     trial.kill(arena.middle, signal.SIGSTOP)
     return [trial.ends("failed", 100, arena.middle, r"stopped by a signal .+; the limit is [0-9.]+ s \(learned: ")]
