@@ -37,6 +37,7 @@ VALUES = {
         [":2:25: model.sentence_order: must be true or false, not 'no'"],
     ),
     "infinite": (M + "run: {stall_timeout: .inf}", [":2:22: run.stall_timeout: must be a finite number, is .inf"]),
+    "no floor": (M + "run: {stall_floor: 0}", [":2:20: run.stall_floor: must be above 0, is 0"]),
     "zero stages": (M + "pipeline: {stages: 0}", [":2:20: pipeline.stages: must be at least 1, is 0"]),
     "more stages than layers": (
         "machines: [cpu*12]",
