@@ -6,14 +6,13 @@ import fcntl
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.testbed.host import Host, inside, keygen, shape, until
 
-POOL = Path(tempfile.gettempdir()) / "vpipe-testbed"
+POOL = Path("/tmp/vpipe-testbed")  # wherever TMPDIR points: numbers and addresses are the whole machine's
 NETWORK = "10.213"
 MOST = 100
 PROGRAMS = {"/usr/sbin/sshd": "openssh-server", "ssh": "openssh-client", "ip": "iproute2"}
