@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ SLOW = ("slurm/", "cluster/", "test_faults", "test_real_input", "test_main_job",
 """Files that begin first, so that no worker is left alone with one at the end."""
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would commands
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,10 +16,11 @@ from tests.faults.battery import outcomes
 from tests.faults.case import CASES, carry_out
 from tests.faults.cases import load
 from tests.faults.references import References
+from tests.rig import SLOW
 from worker.spec.files import RunFiles
 
 load()
-SHORT = ("R1", "R2l", "J1", "S5", "J3", "J7", "B1")
+SHORT = ("R1", "J1", "S5", "J3", "J7", "B1", pytest.param("R2l", marks=SLOW))
 
 
 @pytest.fixture(scope="module")
