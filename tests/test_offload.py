@@ -12,6 +12,7 @@ from tests import harness
 from tests.test_exact import assert_exact, spec
 from worker import offload
 from worker.spec.job import Job
+from worker.stage import covered
 
 
 def job_of(sync_mode: str, order: str, recompute: float) -> Job:
@@ -62,5 +63,5 @@ def test_only_what_nobody_holds_is_copied(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(linear.bias.grad, y.detach().sum(0))
 
 
-def test_the_layers_before_the_recomputed_ones() -> None:
-    assert [offload.offloaded_layers(10, ratio) for ratio in (0.0, 0.19, 0.2, 1.0)] == [0, 1, 2, 10]
+def test_a_ratio_covers_whole_layers() -> None:
+    assert [covered(10, ratio) for ratio in (0.0, 0.19, 0.2, 1.0)] == [0, 1, 2, 10]

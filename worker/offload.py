@@ -6,7 +6,6 @@ vDNN has it, Rhu et al. 2016); between CPUs they are plain copies, of use only t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -15,11 +14,6 @@ from torch.autograd.graph import saved_tensors_hooks
 
 SMALLEST = 64 * 1024
 """Bytes below which a copy costs more than the memory is worth."""
-
-
-def offloaded_layers(layers: int, ratio: float) -> int:
-    """How many layers, counted from where recomputation begins, an ``offload_ratio`` covers: rounded down."""
-    return math.floor(layers * ratio + 1e-9)
 
 
 class Offloaded(saved_tensors_hooks):

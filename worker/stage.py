@@ -18,7 +18,7 @@ from worker.deferred import Deferred, Later
 from worker.errors import ModelError
 from worker.flow import Cut, outputs_of
 from worker.models.base import Layer
-from worker.offload import Offloaded, offloaded_layers
+from worker.offload import Offloaded
 from worker.precision import LOSS_SCALE, arithmetic, rounded
 from worker.rng import seed_layer
 from worker.stash import Give, Version, WeightStash
@@ -41,8 +41,8 @@ class Graph:
         return float(self.inputs[LOSS_SCALE]) if LOSS_SCALE in self.inputs else 1.0
 
 
-def recomputed_layers(layers: int, ratio: float) -> int:
-    """How many layers, counted from the stage's end, a ``recompute_ratio`` covers: rounded down."""
+def covered(layers: int, ratio: float) -> int:
+    """How many of a stage's layers a ``recompute_ratio`` or an ``offload_ratio`` covers: rounded down."""
     return math.floor(layers * ratio + 1e-9)
 
 
@@ -82,8 +82,8 @@ class Stage:
         self.stash = stash
         self.incoming = incoming
         self.outgoing = outgoing
-        self.first_recomputed = len(layers) - recomputed_layers(len(layers), recompute_ratio)
-        self.first_offloaded = self.first_recomputed - offloaded_layers(len(layers), offload_ratio)
+        self.first_recomputed = len(layers) - covered(len(layers), recompute_ratio)
+        self.first_offloaded = self.first_recomputed - covered(len(layers), offload_ratio)
         self._split = split_backward
         self._dtype = dtype
         self._seed = seed
