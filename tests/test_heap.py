@@ -35,3 +35,19 @@ def faults(how: str) -> int:
 
 def test_freed_memory_is_used_again() -> None:
     assert faults("kept") < faults("as it comes") / 10
+
+
+def test_what_a_rank_begins_with_is_never_looked_through_for_garbage() -> None:
+    code = """
+import gc
+from worker import heap
+before = gc.get_threshold()
+heap.begin()
+assert gc.isenabled() and gc.get_threshold() > before
+import torch
+heap.settle()
+assert gc.get_freeze_count() > 100_000, gc.get_freeze_count()
+assert len(gc.get_objects()) < 10_000, len(gc.get_objects())
+assert gc.isenabled() and gc.get_threshold() == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from worker import data, models
 from worker.data.base import Signature, TensorSpec
+from worker.eager import spare_the_compiler
 from worker.errors import VpipeError
 from worker.flow import trace
 from worker.models.base import Model
@@ -69,6 +70,7 @@ def _empty(spec: TensorSpec) -> Tensor:
 def main() -> None:
     """Read a ClusterSpec from the standard input and print what there is to say."""
     out = os.fdopen(os.dup(1), "w")
+    spare_the_compiler()
     with redirect_stdout(sys.stderr):  # whatever the user's code prints
         try:
             told = outline(ClusterSpec.model_validate_json(sys.stdin.read()))

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from worker import alike
+from worker import alike, eager
 from worker import optimizer as optim
 from worker import topology as topo
 from worker.communication import Communicator, Expected
@@ -239,7 +239,7 @@ class StageRuntime:
             for name, parameter in self.stash.parameters.items():
                 parameter.grad = gradients.get(name) if parameter.requires_grad else None
             optim.set_learning_rate(self.optimizer, rate)
-            self.optimizer.step()
+            eager.step(self.optimizer)
             self.optimizer.zero_grad()
         self.stash.after_update(changed=is_finite)
         self.updates += 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from worker import clocks, data, models, progress, results, trace
+from worker import clocks, data, heap, models, progress, results, trace
 from worker.build import Builder
 from worker.data.base import Source
 from worker.evaluate import Evaluator
@@ -51,6 +51,7 @@ def train(job: Job, rank: int, files: RunFiles, attempt: int, cache: Path, rende
     rendezvous.exchange("readiness", "ready")
     files.ready(attempt, rank).touch(mode=0o600)
     _record_spans(job, rank, attempt, files)
+    heap.settle()
     try:
         _run(builder, executor, ends, start)
     finally:

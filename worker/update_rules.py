@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from worker import eager
+
 Group = dict[str, Any]
 """Parameters under ``params``, and settings of their own."""
 
@@ -92,5 +94,5 @@ class Muon(Optimizer):
             # Groups and state are this optimizer's own, so that what is loaded into it reaches the rules.
             end = start + len(rule.param_groups)
             rule.param_groups, rule.state = self.param_groups[start:end], self.state
-            rule.step()
+            eager.step(rule)
             start = end

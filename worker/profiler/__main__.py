@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from worker import heap
 from worker.errors import VpipeError
 from worker.spec.cluster import ClusterSpec
 from worker.spec.files import write_atomic
@@ -82,14 +83,16 @@ def _wait(running: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> None:
+    heap.begin()
     import torch
     import torch.distributed as dist
 
     from worker import data, models
-    from worker.heap import keep_freed
+    from worker.eager import spare_the_compiler
     from worker.profiler import measure, measure_link
 
-    keep_freed()
+    heap.keep_freed()
+    spare_the_compiler()
     spec = ClusterSpec.model_validate_json(arguments.spec.read_bytes())
     torch.set_num_threads(arguments.threads)
     world = max(arguments.processes, min(2, arguments.ranks))
@@ -108,6 +111,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         if arguments.rank == 0:
             print(f"profile: {what}, {len(model.layers)} layers, {arguments.repeats} passes", flush=True)
 
+    heap.settle()
     if arguments.rank < arguments.processes:
         found = measure(spec, model, source, torch.device(arguments.device), arguments.repeats, turn)
     dist.barrier()

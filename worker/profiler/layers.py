@@ -17,6 +17,7 @@ from statistics import median, quantiles
 import torch
 from torch import Tensor
 
+from worker import eager
 from worker import optimizer as optim
 from worker.build import Builder
 from worker.data.base import Source
@@ -148,7 +149,7 @@ class Bench:
                     stage.stash.before_update()
                     for name, parameter in stage.stash.parameters.items():
                         parameter.grad = stage.stash.gradients.get(name) if parameter.requires_grad else None
-                    rule.step()
+                    eager.step(rule)
                     rule.zero_grad()
                 stage.stash.gradients.clear()
                 stage.stash.after_update(changed=True)

@@ -1,0 +1,36 @@
+"""torch without its compiler, which it imports by itself only to tell it to leave some of its functions alone.
+
+That import is of 800 modules and costs a rank half as much again as torch itself, before its first update.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+from contextlib import suppress
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+
+@cache
+def spare_the_compiler() -> None:
+    """Have all functions that are to be left alone believe that the compiler has been told.
+
+    Those are what optimizers call, and what finds shapes on the meta device. Each is wrapped in the same code, which
+    looks first whether it has told before. A torch that does it otherwise will import the compiler, as ever.
+    """
+    for wrapper in gc.get_referrers(Optimizer.zero_grad.__code__):
+        if isinstance(wrapper, FunctionType):
+            hidden: Any = inspect.getclosurevars(wrapper).nonlocals.get("fn")
+            with suppress(AttributeError):
+                hidden.__dynamo_disable = hidden
+
+
+@torch.no_grad()
+def step(optimizer: Optimizer) -> None:
+    """As ``optimizer.step()``, without what torch wraps around it for its compiler, its profiler and for hooks."""
+    inspect.unwrap(type(optimizer).step)(optimizer)
