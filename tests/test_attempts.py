@@ -161,7 +161,8 @@ def test_who_waits_for_nobody_is_blamed() -> None:
     stuck = moves.stuck()
     assert stuck and (stuck["rank"], stuck["step"]) == (1, 7)
     assert stuck["cause"] == (
-        "stuck in forward of minibatch 7: no rank made progress for 0 s; the limit is -10 s (run.stall_timeout)"
+        "stuck in forward of minibatch 7: no rank made progress for 0 s; the limit is -10 s "
+        "(run.stall_timeout; run.first_step_timeout is for the first step alone)"
     )
 
 
@@ -185,3 +186,17 @@ def test_the_record_of_a_rank_is_what_hostd_reads(tmp_path: Path) -> None:
     assert before[1:] == ["3", "forward of minibatch 2", "", ""]
     assert inside[3] == "x of minibatch 2"
     assert int(path.read_bytes().split(b"\t")[0]) > int(before[0])
+
+
+def test_the_first_step_may_take_longer_and_what_has_a_limit_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_now", progress._Progress())
+    path = tmp_path / "rank-0.progress"
+    progress.open_at(path)
+    progress.allow(8, 900.0)
+    limits = []
+    for step, own in ((8, None), (8, 5.0), (9, None)):
+        progress.at(step, "forward", own)
+        limits.append(path.read_bytes().split(b"\0")[0].decode().split("\t")[4])
+    assert limits == ["900", "5", ""]

@@ -79,3 +79,11 @@ def test_an_attempt_that_was_resumed_begins_anew() -> None:
     for step, moment in ((5001, 100.0), (5002, 200.0), (5003, 201.0)):
         pace.saw(step, moment)
     assert pace.limit() == (600.0, "run.stall_timeout")
+
+
+def test_before_a_step_has_ended_the_first_step_s_own_limit_is_named() -> None:
+    pace = Pace(600.0, 60.0)
+    for _ in range(FIRST):
+        assert pace.limit() == (600.0, "run.stall_timeout; run.first_step_timeout is for the first step alone")
+        pace.saw(pace._step + 1, 100.0)
+    assert pace.limit() == (600.0, "run.stall_timeout")

@@ -23,6 +23,7 @@ class _Progress:
         self.count = self.step = 0
         self.doing = self.waiting = self.limit = ""
         self.memory: mmap.mmap | None = None
+        self.allowed: tuple[int, float] = (0, 0.0)
 
     def write(self) -> None:
         if self.memory is None:
@@ -52,8 +53,15 @@ def at(step: int, doing: object, limit: float | None = None) -> None:
     """
     _now.count += 1
     _now.step, _now.doing = step, _clean(doing)
+    if limit is None and step <= _now.allowed[0]:
+        limit = _now.allowed[1]
     _now.limit = "" if limit is None else f"{limit:g}"
     _now.write()
+
+
+def allow(step: int, limit: float) -> None:
+    """Up to the end of ``step``, whatever has no limit of its own may take ``limit`` seconds."""
+    _now.allowed = step, limit
 
 
 @contextmanager

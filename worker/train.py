@@ -106,6 +106,8 @@ class _Reader:
 def _run(builder: Builder, executor: Executor, ends: StepEnds, start: int) -> None:
     """Every action from step ``start`` on; or only the evaluation, where the job is no more than that."""
     is_evaluation = builder.job.spec.evaluate.only
+    if limit := builder.job.spec.run.first_step_timeout:
+        progress.allow(start + 1, limit)
     executor.run([] if is_evaluation else builder.actions(start))
     if ends.evaluator and is_evaluation:
         ends.evaluate(start)

@@ -140,7 +140,8 @@ class Moves:
         """That of the run's pace; or that of a rank which does something that may take longer."""
         limit, origin = self._pace.limit()
         own = max((float(said[4]) for said in self._said.values() if said[4]), default=limit)
-        return (own, "what a rank does may take that long") if own > limit else (limit, origin)
+        longer = "a first step (run.first_step_timeout), a checkpoint or an evaluation may take that long"
+        return (own, longer) if own > limit else (limit, origin)
 
     def _blame(self, rank: int) -> Any:
         """Those that are stopped come first, then those that wait for nobody, then who stands still the longest."""

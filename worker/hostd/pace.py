@@ -45,7 +45,8 @@ class Pace:
             learned = max(self._floor, FACTOR * slowest)
             if learned < self._timeout:
                 return learned, self._explained(slowest)
-        return self._timeout, "run.stall_timeout"
+        first = "; run.first_step_timeout is for the first step alone" if self._seen < FIRST else ""
+        return self._timeout, f"run.stall_timeout{first}"
 
     def _explained(self, slowest: float) -> str:
         if FACTOR * slowest > (self._floor or 0.0):

@@ -205,6 +205,9 @@ class RunSpec(Section):
     )
     threads: Literal["auto"] | Count = Field("auto", description="threads per rank; auto: cores divided by ranks")
     stall_timeout: Positive = Field(60.0, description="seconds without progress of any rank until the run is stuck")
+    first_step_timeout: Positive | None = Field(
+        None, description="the same for the first step of an attempt, where it is longer; null: stall_timeout"
+    )
     stall_floor: Positive | None = Field(
         60.0,
         description="stall_timeout falls to 20 times the slowest of recent steps, not below these seconds; null: never",
@@ -231,7 +234,7 @@ class RunSpec(Section):
     @property
     def wait_limit(self) -> float:
         """Seconds a rank itself waits for another: longer than stall_timeout, so that hostd, who sees all, is first."""
-        return 1.25 * self.stall_timeout + 5.0
+        return 1.25 * max(self.stall_timeout, self.first_step_timeout or 0.0) + 5.0
 
 
 class ClusterSpec(Section):
