@@ -14,8 +14,9 @@ from worker import data, models, replicas
 from worker.data.base import Source
 from worker.models.base import Model
 from worker.precision import LossScaler
+from worker.schedule.job import rank_actions
 from worker.spec.cluster import BertSpec, ClusterSpec, DataSpec, OptimizerSpec, PipelineSpec, RunSpec
-from worker.spec.job import Job
+from worker.spec.job import Job, StageTimes
 from worker.stash import WeightStash
 
 PARTITIONS = [[6], [3, 3], [1, 2, 2, 1]]
@@ -83,6 +84,15 @@ def test_every_flushing_schedule_is_exact(order: str, recompute: float, tied: bo
     partition, chunks = ([2, 1, 2, 1], 2) if order == "interleaved" else ([2, 3, 1], 1)
     job = harness.job_of(spec("bsp", order, per_step=6), partition, recompute, chunks=chunks)
     assert_exact(job, tmp_path, toy.model(tied=tied))
+
+
+def test_a_schedule_searched_for_measured_times_is_exact(tmp_path: Path) -> None:
+    job = harness.job_of(spec("bsp", "zb-auto", per_step=6), [2, 3, 1])
+    times = [StageTimes(forward=f, input_grad=g, weight_grad=w) for f, g, w in ((1, 1, 1), (3, 3, 4), (4, 2, 1))]
+    searched = job.model_copy(update={"plan": job.plan.model_copy(update={"times": times})})
+    orders = [[list(rank_actions(job.spec, each.plan, rank)) for rank in range(3)] for each in (job, searched)]
+    assert orders[0] != orders[1]
+    assert_exact(searched, tmp_path)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

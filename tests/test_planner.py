@@ -13,12 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from worker.errors import UsageError
-from worker.planner import graph_txt, pipedream
+from worker.planner import graph_txt, make_plan, pipedream
 from worker.planner.choose import OutOfMemory, _candidates, choose, evaluate, objective
 from worker.planner.costs import Costs, Fleet, StageCost
 from worker.planner.scheme import Scheme
+from worker.planner.simulate import simulate
 from worker.planner.solve import Freedom, Placed, Solver
 from worker.planner.timing import timing
+from worker.schedule import Times
+from worker.schedule.job import rank_actions
+from worker.spec.cluster import ClusterSpec, PipelineSpec, RunSpec
+from worker.spec.job import Plan
 from worker.spec.profile import LayerProfile, LinkProfile, Profile
 
 PUBLISHED = Path(__file__).parent.parent.parent / "shared" / "data" / "pipedream"
@@ -271,3 +276,18 @@ def test_no_memory_for_one_layer_says_how_much_would_do() -> None:
         choose(profile, Fleet.of(2, 2.0**29), [Scheme()], Freedom())
     assert raised.value.exit_code == 2  # stage 0 holds two versions
     choose(profile, Fleet.of(2, raised.value.least), [Scheme()], Freedom())
+
+
+def test_the_order_of_a_searched_schedule_follows_from_measured_times() -> None:
+    pipeline = PipelineSpec(sync_mode="bsp", schedule="zb-auto", minibatches_per_step=6)
+    spec = ClusterSpec(machines=["cpu*3"], pipeline=pipeline, run=RunSpec(steps=1))
+    uneven = [(1, 1, 1), (3, 3, 4), (4, 2, 1)]
+    profile = Profile(layers=[layer(forward=f, input_grad=g, weight_grad=w) for f, g, w in uneven])
+    plan = make_plan(spec, 3, profile=profile)
+    times = [Times(*each) for each in uneven]
+    assert plan.times is not None and [Times(**each.model_dump()) for each in plan.times] == times
+
+    def cost(plan: Plan) -> float:
+        return simulate([list(rank_actions(spec, plan, rank)) for rank in range(3)], times).cost
+
+    assert cost(plan) < cost(plan.model_copy(update={"times": None}))

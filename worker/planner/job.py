@@ -11,8 +11,9 @@ from worker.planner.choose import Chosen, choose
 from worker.planner.costs import Fleet
 from worker.planner.scheme import Scheme
 from worker.planner.solve import Freedom
+from worker.schedule.table import SCHEDULES
 from worker.spec.cluster import REPLICATED, SYNC_MODES, ClusterSpec, PipelineSpec
-from worker.spec.job import Plan, Predicted
+from worker.spec.job import Plan, Predicted, StageTimes
 from worker.spec.planner import PlannerSpec, size
 from worker.spec.profile import LinkProfile, Profile
 
@@ -46,7 +47,15 @@ def plan_job(spec: ClusterSpec, ranks: int, profile: Profile) -> Plan:
         replicas=chosen.replicas,
         chunks=chosen.chunks,
         predicted=predicted(chosen),
+        times=_times(chosen) if SCHEDULES[pipeline.schedule].is_searched else None,
     )
+
+
+def _times(chosen: Chosen) -> list[StageTimes]:
+    """What the order of a searched schedule follows from: with the times of its prediction the run has that order."""
+    return [
+        StageTimes(forward=t.forward, input_grad=t.input_grad, weight_grad=t.weight_grad) for t in chosen.timing.times
+    ]
 
 
 def predicted(chosen: Chosen) -> Predicted:

@@ -26,11 +26,12 @@ class Timing:
     """What a solution takes.
 
     ``step_seconds`` is one update's share of a long run; ``idle`` the share of it that each stage does not compute;
-    ``spans`` a stretch of the timeline; empty where it was too long to simulate.
+    ``spans`` a stretch of the timeline; empty where it was too long to simulate. ``times`` are those of the stages.
     """
 
     step_seconds: float
     idle: tuple[float, ...]
+    times: tuple[Times, ...]
     spans: tuple[tuple[Span, ...], ...] = ()
 
     @property
@@ -39,12 +40,8 @@ class Timing:
         return bool(self.spans)
 
 
-def stage_times(profile: Profile, costs: Costs, stages: Sequence[Placed]) -> list[Times]:
-    """Seconds of each stage's actions on its own devices."""
-    return [_times(profile, costs, stage) for stage in stages]
-
-
 def _times(profile: Profile, costs: Costs, stage: Placed) -> Times:
+    """Seconds of a stage's actions on its own devices."""
     seat = costs.seat(stage.device, stage.replicas)
     speed = seat.speed
     layers = profile.layers[stage.start : stage.end]
@@ -64,7 +61,7 @@ def timing(profile: Profile, costs: Costs, stages: Sequence[Placed], bottleneck:
         bottleneck: seconds per minibatch of the slowest stage or link; the time where the schedule is too long.
     """
     scheme, ranks = costs.scheme, sum(stage.replicas for stage in stages)
-    times = stage_times(profile, costs, stages)
+    times = tuple(_times(profile, costs, stage) for stage in stages)
     steps = STEPS if scheme.flushes else -(-(4 * ranks + 8) // scheme.minibatches)
     if steps * scheme.minibatches * len(stages) * 3 > EFFORT:
         step = max(bottleneck, sum(each.cost.seconds for each in stages) if scheme.schedule == "none" else 0.0)
@@ -74,14 +71,14 @@ def timing(profile: Profile, costs: Costs, stages: Sequence[Placed], bottleneck:
             step = bottleneck * (scheme.minibatches - 1) + passes
         elif scheme.minibatches > 1:
             step *= scheme.minibatches
-        return Timing(step, _idle(scheme, stages, step))
+        return Timing(step, _idle(scheme, stages, step), times)
     made = actions(scheme, [stage.replicas for stage in stages], steps, times)
     hops = [costs.hop(stage.start, stage.device) for stage in stages[1:]]
     spans = walk(made, lambda action: _duration(times[action.stage], action.kind), hops)
     step = _period(scheme, spans)
     # The walk lets tensors overlap on a link, and its window may be a lucky one; in the long run nothing is faster.
     step = max(step, _links(costs, stages) * scheme.minibatches, bottleneck * scheme.minibatches)
-    return Timing(step, _idle(scheme, stages, step), tuple(map(tuple, spans)))
+    return Timing(step, _idle(scheme, stages, step), times, tuple(map(tuple, spans)))
 
 
 def _duration(times: Times, kind: Kind) -> float:

@@ -9,7 +9,7 @@ from math import gcd, lcm
 
 from worker.schedule.action import Action, Kind
 from worker.schedule.check import validate
-from worker.schedule.setting import Setting
+from worker.schedule.setting import Setting, Times
 from worker.schedule.table import SCHEDULES, generator
 from worker.schedule.versions import peak_activations
 from worker.spec.cluster import ClusterSpec, PipelineSpec
@@ -144,6 +144,7 @@ def _over(spec: ClusterSpec, plan: Plan, rank: int, minibatches: range) -> Itera
         chunks=plan.chunks,
         per_update=minibatches_per_step(spec),
         updates=first // minibatches_per_step(spec),
+        times=tuple(Times(each.forward, each.input_grad, each.weight_grad) for each in plan.times or ()) or None,
     )
     generate = generator(pipeline.schedule, pipeline.sync_mode, plan.chunks)
     end = -1

@@ -23,6 +23,14 @@ class Predicted(Section):
     memory_bytes: list[int] = Field(description="of a rank at its peak")
 
 
+class StageTimes(Section):
+    """Measured seconds of a stage's actions for one minibatch."""
+
+    forward: float
+    input_grad: float
+    weight_grad: float
+
+
 class Plan(Section):
     """Which layers run where, and how much of each stage is recomputed."""
 
@@ -32,6 +40,9 @@ class Plan(Section):
     replicas: list[int] = Field(description="ranks per stage; default one each")
     chunks: int = Field(1, description="stages per rank; over 1, stage s shares its ranks with s + stages / chunks ...")
     predicted: Predicted | None = Field(None, description="where layers were measured")
+    times: list[StageTimes] | None = Field(
+        None, description="of every stage, where layers were measured and the schedule is searched for their times"
+    )
 
     @model_validator(mode="before")
     @classmethod
