@@ -100,19 +100,19 @@ class Neighbour:
         self._made += 1
 
     def _announce(self, message: bytes, descriptors: list[int]) -> None:
-        room = select.poll()
-        room.register(self.line.fileno(), select.POLLOUT)
         while True:
             try:
                 socket.send_fds(self.line, [message], descriptors)
                 return
             except BlockingIOError:
+                room = select.poll()
+                room.register(self.line.fileno(), select.POLLOUT)
                 if not room.poll(self._timeout * 1000):
                     raise TimeoutError("timed out") from None
 
-    def read(self) -> bool:
-        """Take in all that has been announced. False once the other side has closed."""
-        while True:
+    def read(self, until: int | None = None) -> bool:
+        """Take in all that has been announced, or as far as ``until``. False once the other side has closed."""
+        while until is None or until not in self._arrived:
             try:
                 message, descriptors, _, _ = socket.recv_fds(self.line, MESSAGE.size, 1)
             except BlockingIOError:
@@ -126,6 +126,7 @@ class Neighbour:
                 self._theirs[number] = Slot(number, size, descriptor)
                 os.close(descriptor)
             self._arrived[tag] = self._theirs[number]
+        return True
 
     def take(self, tag: int) -> Slot | None:
         """What has arrived as ``tag``, if it has."""
@@ -161,7 +162,7 @@ class SharedMemory:
         """The tensor that ``source`` sends as ``tag``, if it is there already."""
         neighbour = self._neighbours[source]
         slot = neighbour.take(tag)
-        if slot is None and neighbour.read():
+        if slot is None and neighbour.read(tag):
             slot = neighbour.take(tag)
         return None if slot is None else slot.read(shape, dtype)
 
