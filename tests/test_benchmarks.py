@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import launch, memory, pipeline, planner, ranks, sweep, tracing
+from benchmarks import launch, memory, overhead, pipeline, planner, ranks, sweep, tracing
 from benchmarks.contestants import Entry
 from benchmarks.layers import Sleeper, bert, encoders, sleepers
 from worker.deferred import Deferred, Later
@@ -53,6 +53,15 @@ def test_pipeline_prints_a_record_for_each_contestant(
     assert len(records) == len([entry for entry in entries if entry.runtime != "limit"])
     assert all(record.keys() >= RECORD and record["efficiency"] > 0 for record in records)
     assert all(record["ratio_to_torch"] > 0 for record in records)
+
+
+def test_overhead_prints_a_record_for_each_runtime(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(overhead, "SLEEPS", (0.0,))
+    assert overhead.main(["--minibatches", "4", "--repeats", "1"]) == 0
+    found = [(record["runtime"], record["sync_mode"]) for record in printed(capsys)]
+    assert found == [("torch", "bsp"), ("vpipe", "bsp"), ("vpipe", "asp")]
 
 
 def test_a_schedule_that_vpipe_refuses_is_left_out_with_a_note(capsys: pytest.CaptureFixture[str]) -> None:
