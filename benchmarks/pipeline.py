@@ -225,10 +225,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under five minutes")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this")
+    parser.add_argument("--bytes", type=int, metavar="N", help="cases whose activations have so many bytes")
+    parser.add_argument("--repeats", type=int, metavar="N", help="in place of a case's own, with as much more time")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     failed = False
-    for case in (case for case in cases(chosen.quick) if chosen.only in case.name):
+    for case in cases(chosen.quick):
+        if chosen.only not in case.name or chosen.bytes not in (None, case.activation_bytes):
+            continue
+        if chosen.repeats:
+            deadline = case.deadline * max(1.0, chosen.repeats / case.repeats)
+            case = replace(case, repeats=chosen.repeats, deadline=deadline)
         try:
             for record in measure(case):
                 print(json.dumps(record), flush=True)
