@@ -10,7 +10,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from worker import buffers, deferred, trace
 from worker.data.base import TensorSpec
@@ -20,6 +19,7 @@ from worker.flow import Cut, outputs_of
 from worker.models.base import Layer
 from worker.offload import Offloaded
 from worker.precision import LOSS_SCALE, arithmetic, rounded
+from worker.recompute import recomputed
 from worker.rng import seed_layer
 from worker.stash import Give, Version, WeightStash
 
@@ -212,21 +212,19 @@ class Stage:
             return run
         if position < self.first_recomputed:
             return partial(self._offloading, run, graph)
-        once = partial(self._first_and_again, run, position, graph.minibatch, [])
-        return partial(checkpoint, once, use_reentrant=False, preserve_rng_state=False)
+        return partial(
+            recomputed, self.layers[position].name, run, partial(self._run_again, run, position, graph.minibatch)
+        )
 
     def _offloading(self, run: Callable[..., tuple[Tensor, ...]], graph: Graph, *args: Tensor) -> tuple[Tensor, ...]:
         """``run``, with what it saves for the backward in host memory, but for what the graph or others hold anyway."""
         with Offloaded([*graph.version.leaves.values(), *graph.inputs.values()]):
             return run(*args)
 
-    def _first_and_again(
-        self, run: Callable[..., tuple[Tensor, ...]], position: int, minibatch: int, before: list[bool], *args: Tensor
+    def _run_again(
+        self, run: Callable[..., tuple[Tensor, ...]], position: int, minibatch: int, *args: Tensor
     ) -> tuple[Tensor, ...]:
-        """``run``; each time but the first is recomputation, in which running statistics stay as they are."""
-        if not before:
-            before.append(True)
-            return run(*args)
+        """``run`` as recomputation, in which running statistics stay as they are."""
         with buffers.kept(self.modules[position]), trace.span("recompute", self.layers[position].name, minibatch):
             return run(*args)
 

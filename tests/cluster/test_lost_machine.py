@@ -16,7 +16,7 @@ from worker.checkpoint import layout
 pytestmark = pytest.mark.timeout(600)  # as in test_training, and a machine is waited for before it is given up
 
 LIMIT = 240.0
-LENGTH = ("run.steps=150", "checkpoint.every_steps=10", "run.stall_timeout=120")
+LENGTH = ("run.steps=80", "checkpoint.every_steps=10", "run.stall_timeout=120")
 
 
 @pytest.fixture
