@@ -1,18 +1,29 @@
-"""python -m benchmarks.overhead: what the runtime itself costs a rank, by how long its layers leave it idle."""
+"""python -m benchmarks.overhead: what the runtime itself costs a rank, by how long its layers leave it idle.
+
+Beside it, as runtime ``messages``, what the minibatch's two messages alone cost: one each way, by the same means.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
+from statistics import mean, median
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from benchmarks import ranks
+from benchmarks.contestants import CPU
 from benchmarks.layers import sleepers
 from benchmarks.pipeline import KB, Case, asp, bsp, measure, note
+from worker.communication import Address, Communicator, Expected
+from worker.data.base import TensorSpec
+from worker.trace import Stopwatch
 
 FIELDS = (
     "case",
@@ -38,6 +49,38 @@ def cases(minibatches: int, repeats: int) -> list[Case]:
     ]
 
 
+def messages(sleep: float, minibatches: int, repeats: int) -> dict[str, Any]:
+    """CPU per minibatch and rank of a tensor sent there and one sent back, ranks asleep between. Raises RankFailure."""
+
+    def turn(rank: int, wire: Communicator, first: int) -> None:
+        tensor, spec = torch.ones(1, 16 * KB), TensorSpec((1, 16 * KB), torch.float32)
+        for number in range(first, first + minibatches):
+            there, back = Address("there", 0, 1, number), Address("back", 1, 0, number)
+            if rank == 0:
+                wire.send(tensor, there)
+            wire.post(Expected(back if rank == 0 else there, spec)).wait()
+            time.sleep(3 * sleep)
+            if rank == 1:
+                wire.send(tensor, back)
+        wire.finish()
+
+    def main(rank: int) -> list[float]:
+        wire = Communicator(["there", "back"], CPU, 60.0, Stopwatch(), window=2)
+        wire.connect()
+        used = []
+        for repeat in range(repeats + 1):
+            dist.barrier()
+            began = time.process_time()
+            turn(rank, wire, repeat * minibatches)
+            used.append(1e3 * (time.process_time() - began) / minibatches)
+        return used[1:]
+
+    by_rank = ranks.run(2, main, 120.0)
+    cost = round(median(mean(each) for each in zip(*by_rank, strict=True)), 3)
+    known = {"runtime": "messages", "minibatches": minibatches, "overhead_cpu_milliseconds": cost, "repeats": repeats}
+    return {field: known.get(field) for field in FIELDS} | {"case": f"sleep {1e3 * sleep:g} ms"}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the records of all cases; 1 if one failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__)
@@ -46,8 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     failed = False
-    for case in cases(chosen.minibatches, chosen.repeats):
+    for sleep, case in zip(SLEEPS, cases(chosen.minibatches, chosen.repeats), strict=True):
         try:
+            print(json.dumps(messages(sleep, chosen.minibatches, chosen.repeats)), flush=True)
             for record in measure(case):
                 print(json.dumps({field: record[field] for field in FIELDS}), flush=True)
         except ranks.RankFailure as error:

@@ -240,7 +240,8 @@ class StageRuntime:
                 parameter.grad = gradients.get(name) if parameter.requires_grad else None
             optim.set_learning_rate(self.optimizer, rate)
             eager.step(self.optimizer)
-            self.optimizer.zero_grad()
+            for parameter in self.stash.parameters.values():
+                parameter.grad = None
         self.stash.after_update(changed=is_finite)
         self.updates += 1
         losses, self._losses = self._losses, []
