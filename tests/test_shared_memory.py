@@ -10,9 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from worker.shared_memory import GREETING, Door, SharedMemory
+from worker.shared_memory import GREETING, MOST, Door, SharedMemory
 
 TIMEOUT = 5.0
+
+
+def send(sender: SharedMemory, tensor: torch.Tensor, destination: int, tag: int) -> None:
+    sender.put(tensor, destination, tag)
+    sender.flush()
 
 
 def pair(timeout: float = TIMEOUT) -> tuple[SharedMemory, SharedMemory]:
@@ -37,16 +42,29 @@ def test_a_tensor_in_use_is_not_written_to() -> None:
     sender, receiver = pair()
     received = []
     for number in range(10):
-        sender.send(floats(number), 1, number)
+        send(sender, floats(number), 1, number)
         received.append(receiver.receive(0, number, (1000,), torch.float32))
     assert [tensor[0].item() for tensor in received] == list(range(10))
+
+
+@pytest.mark.parametrize("count", [1, 3, MOST + 3])
+def test_what_is_put_is_told_at_once_when_that_is_asked_for(count: int) -> None:
+    sender, receiver = pair()
+    for number in range(count):
+        sender.put(floats(number), 1, number)
+    what = (0, count - 1, (1000,), torch.float32)
+    assert receiver.ready(*what) is None
+    sender.flush()
+    last = receiver.receive(*what)
+    found = [receiver.receive(0, number, (1000,), torch.float32) for number in range(count - 1)]
+    assert [tensor[0].item() for tensor in [*found, last]] == list(range(count))
 
 
 def test_memory_is_used_again_once_nobody_reads_it() -> None:
     sender, receiver = pair()
     addresses = set()
     for number in range(50):
-        sender.send(floats(number), 1, number)
+        send(sender, floats(number), 1, number)
         tensor = receiver.receive(0, number, (1000,), torch.float32)
         addresses.add(tensor.data_ptr())
         view = tensor[10:].view(-1)  # keeps the memory as long as it lives
@@ -58,7 +76,7 @@ def test_memory_is_used_again_once_nobody_reads_it() -> None:
 
 def test_a_tensor_outlives_its_sender() -> None:
     sender, receiver = pair()
-    sender.send(floats(3), 1, 0)
+    send(sender, floats(3), 1, 0)
     received = receiver.receive(0, 0, (1000,), torch.float32)
     del sender
     assert received.eq(3).all()
@@ -66,7 +84,7 @@ def test_a_tensor_outlives_its_sender() -> None:
 
 def test_what_was_sent_before_the_end_still_arrives() -> None:
     sender, receiver = pair()
-    sender.send(floats(3), 1, 0)
+    send(sender, floats(3), 1, 0)
     del sender
     assert receiver.receive(0, 0, (1000,), torch.float32).eq(3).all()
     with pytest.raises(ConnectionError):
@@ -78,7 +96,7 @@ def test_a_sender_waits_for_a_slow_reader_up_to_its_limit() -> None:
     tensor, sent = torch.ones(1), 0
     with pytest.raises(TimeoutError):
         while sent < 10**5:
-            sender.send(tensor, 1, sent)
+            send(sender, tensor, 1, sent)
             sent += 1
     assert sent > 100
     assert receiver.receive(0, sent - 1, (1,), torch.float32).item() == 1.0
@@ -90,12 +108,12 @@ def test_a_rank_that_waits_for_one_takes_in_what_others_send() -> None:
     receiver = SharedMemory({1: third[0], 2: first[0]}, TIMEOUT)
     flood, slow = SharedMemory({0: first[1]}, TIMEOUT), SharedMemory({0: third[1]}, TIMEOUT)
 
-    def send() -> None:
+    def speak() -> None:
         for number in range(2000):
-            flood.send(torch.ones(1), 0, number)
-        slow.send(floats(7), 0, 0)
+            send(flood, torch.ones(1), 0, number)
+        send(slow, floats(7), 0, 0)
 
-    thread = threading.Thread(target=send, daemon=True)
+    thread = threading.Thread(target=speak, daemon=True)
     thread.start()
     assert receiver.receive(1, 0, (1000,), torch.float32)[0].item() == 7
     thread.join()
@@ -121,7 +139,7 @@ def test_who_does_not_know_the_secret_is_turned_away(doors: list[Door]) -> None:
         stranger.sendall(GREETING.pack(1, bytes(16)))
         with ThreadPoolExecutor() as pool:
             met = list(pool.map(lambda rank: doors[rank].meet(rank, cards, TIMEOUT), range(2)))
-        met[1].send(floats(5), 0, 0)
+        send(met[1], floats(5), 0, 0)
         assert met[0].receive(1, 0, (1000,), torch.float32)[0].item() == 5
         stranger.settimeout(TIMEOUT)
         assert stranger.recv(1) == b""

@@ -124,24 +124,34 @@ class Communicator:
         assert work is not None
         return Receive(self, work, buffer, address)
 
-    def send(self, tensor: Tensor, address: Address) -> None:
-        """Start to send ``tensor``, which must not be written to until the destination has it."""
+    def send(self, tensor: Tensor, address: Address, later: bool = False) -> None:
+        """Start to send ``tensor``, which must not be written to until the destination has it.
+
+        ``later``: it may leave with the next one, or when this rank waits. To wake another rank is dear.
+        """
         tensor = tensor.detach()
         if address.source == address.destination:
             self._local[address] = tensor.clone()
             return
         if address.what in self._varying:
-            self._send(torch.tensor(tensor.shape), replace(address, what=_header(address.what)))
-        self._send(tensor, address)
+            self._send(torch.tensor(tensor.shape), replace(address, what=_header(address.what)), later=True)
+        self._send(tensor, address, later)
 
-    def _send(self, tensor: Tensor, address: Address) -> None:
+    def _flush(self) -> None:
+        if self._shared is not None:
+            self._shared.flush()
+
+    def _send(self, tensor: Tensor, address: Address, later: bool) -> None:
         if self._shared is not None and address.destination in self._shared:
             with _explained(address), trace.span("send", address, address.minibatch):
-                self._shared.send(tensor, address.destination, self._wire_tag(address))
+                self._shared.put(tensor, address.destination, self._wire_tag(address))
+                if not later:
+                    self._flush()
             return
         tensor = tensor.contiguous()
         with _explained(address), trace.span("send", address, address.minibatch):
             work = dist.isend(tensor, address.destination, tag=self._wire_tag(address))
+            self._flush()
         assert work is not None
         self._sends.append((work, tensor, address))
         self._newest = max(self._newest, address.minibatch)
@@ -150,12 +160,15 @@ class Communicator:
 
     def finish(self) -> None:
         """Wait until every send has left."""
+        with _explained("the other ranks of this machine"):
+            self._flush()
         while self._sends:
             self._finish_oldest()
 
     def sum_over_ranks(self, tensor: Tensor, what: str) -> Tensor:
         """The element-wise sum over all ranks, in place."""
         with _explained(what), progress.waiting(what), self._waiting.during("sum", what):
+            self._flush()
             dist.all_reduce(tensor)
         return tensor
 
@@ -175,6 +188,7 @@ class Communicator:
     def _waits(self, address: Address, kind: str) -> Iterator[None]:
         """Everything that is to know that this rank waits for ``address``."""
         with _explained(address), progress.waiting(address), self._waiting.during(kind, address, address.minibatch):
+            self._flush()
             yield
 
     def _wire_tag(self, address: Address) -> int:

@@ -107,7 +107,7 @@ class Passage:
         if not topology.is_last:
             for name, tensor in targets.items():
                 address = topology.to(topology.stages - 1, topo.target(name), number)
-                self.executor.communicator.send(tensor, address)
+                self.executor.communicator.send(tensor, address, later=True)
         scale = {LOSS_SCALE: torch.ones(1, device=self.builder.device)} if self.executor.scaler else {}
         return {**inputs, **scale}, targets
 

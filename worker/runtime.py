@@ -143,8 +143,8 @@ class StageRuntime:
             self._loss_weights[minibatch] = targets[LOSS_WEIGHTS]
             self._check_loss(graph.loss, targets[LOSS_WEIGHTS])
             self._count_loss(graph, graph.loss, targets)
-        for name, tensor in graph.outputs.items():
-            self._send(tensor, self.topology.stage + 1, topo.activation(name, self.topology.stage + 1), minibatch)
+        after = self.topology.stage + 1
+        self._send({topo.activation(name, after): tensor for name, tensor in graph.outputs.items()}, after, minibatch)
 
     def input_gradient(self, action: Action, received: Mapping[str, Tensor]) -> None:
         """I: run backward, send the gradients of the inputs back."""
@@ -160,8 +160,7 @@ class StageRuntime:
             weights = weights * graph.factor
         with self.stash.collecting(graph.version, graph.factor, give) if give else nullcontext():
             results = self.stage.backward(graph, gradients, weights)
-        for name, tensor in results.items():
-            self._send(tensor, stage - 1, topo.gradient(name, stage - 1), minibatch)
+        self._send({topo.gradient(name, stage - 1): tensor for name, tensor in results.items()}, stage - 1, minibatch)
 
     def weight_gradient(self, action: Action, update: Action | None) -> None:
         """W: compute what I has left, and end the minibatch's graph.
@@ -258,9 +257,10 @@ class StageRuntime:
             counts, terms = len(feed.targets[LOSS_WEIGHTS]), topology.targets[LOSS_WEIGHTS].shape[0]
             if counts != terms:
                 raise DataError(f"minibatch {minibatch} counts the targets of {counts} losses; the model has {terms}")
-            for name, tensor in feed.targets.items():
-                if not topology.is_last:
-                    self._send(tensor, topology.stages - 1, topo.target(name), minibatch)
+            if not topology.is_last:
+                for name, tensor in feed.targets.items():  # they are needed no sooner than what comes of this forward
+                    address = topology.to(topology.stages - 1, topo.target(name), minibatch)
+                    self._communicator.send(tensor, address, later=True)
             if self._scaler is not None:
                 factor = torch.tensor([self._scaler.factor], device=self.stage.device)
                 return {**feed.inputs, LOSS_SCALE: factor}, feed.targets
@@ -274,7 +274,7 @@ class StageRuntime:
         for tie in self.topology.lent:
             if self._loans[tie.borrower].reached(action.minibatch):
                 tensor = self.stash.lent(tie.owner, action.version)
-                self._send(tensor, tie.borrower_stage, topo.weight(tie.borrower), action.minibatch)
+                self._send({topo.weight(tie.borrower): tensor}, tie.borrower_stage, action.minibatch)
 
     def _check_loss(self, sums: Tensor, weights: Tensor) -> None:
         """A loss must have one sum for each term, and something to train."""
@@ -301,8 +301,10 @@ class StageRuntime:
             return
         self._losses = [a + b for a, b in zip(self._losses, losses, strict=True)] if self._losses else losses
 
-    def _send(self, tensor: Tensor, stage: int, what: str, minibatch: int) -> None:
-        self._communicator.send(tensor, self.topology.to(stage, what, minibatch))
+    def _send(self, tensors: Mapping[str, Tensor], stage: int, minibatch: int) -> None:
+        """To one stage, which is told of all of them at once."""
+        for left, (what, tensor) in zip(range(len(tensors) - 1, -1, -1), tensors.items(), strict=True):
+            self._communicator.send(tensor, self.topology.to(stage, what, minibatch), later=left > 0)
 
 
 class _FirstUses:

@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 MESSAGE = struct.Struct("<QQQ")
-"""Wire tag, slot, and the slot's size in bytes."""
+"""Wire tag, slot, and the slot's size in bytes. The descriptor of a slot goes with the first message about it."""
+MOST = 32
+"""Messages in one packet. To wake the other rank costs more than all else, so those that can wait share a packet."""
 GREETING = struct.Struct("<Q16s")
 """Rank of who connects, and the secret of who listens."""
 GRAIN = 1 << 16
@@ -76,33 +78,52 @@ class Neighbour:
         self._timeout = timeout
         self._slots: dict[int, list[Slot]] = {}
         self._made = 0
+        self._said: list[bytes] = []
+        self._given: list[int] = []
         self._theirs: dict[int, Slot] = {}
         self._arrived: dict[int, Slot] = {}
 
-    def send(self, tensor: Tensor, tag: int) -> None:
-        """Copy ``tensor`` over. Raises ConnectionError, TimeoutError."""
+    def put(self, tensor: Tensor, tag: int) -> None:
+        """Copy ``tensor`` over; ``flush`` says so. Raises ConnectionError, TimeoutError."""
         size = -(-tensor.nbytes // GRAIN) * GRAIN
         slots = self._slots.setdefault(size, [])
         slot = next((slot for slot in slots if slot.is_free), None)
-        if slot:
-            slot.write(tensor)
-            self._announce(MESSAGE.pack(tag, slot.number, size), [])
-            return
+        if slot is None:
+            slot = self._make(size)
+            slots.append(slot)
+        slot.write(tensor)
+        self._said.append(MESSAGE.pack(tag, slot.number, size))
+        if len(self._said) == MOST:
+            self.flush()
+
+    def _make(self, size: int) -> Slot:
         descriptor = os.memfd_create("vpipe", os.MFD_CLOEXEC)
         try:
             os.ftruncate(descriptor, size + 1)
             slot = Slot(self._made, size, descriptor)
-            slot.write(tensor)
-            self._announce(MESSAGE.pack(tag, slot.number, size), [descriptor])
-        finally:
+        except BaseException:
             os.close(descriptor)
-        slots.append(slot)
+            raise
+        self._given.append(descriptor)
         self._made += 1
+        return slot
 
-    def _announce(self, message: bytes, descriptors: list[int]) -> None:
+    def flush(self) -> None:
+        """Say what has been put. Raises ConnectionError, TimeoutError."""
+        if not self._said:
+            return
+        packet, descriptors = b"".join(self._said), self._given
+        self._said, self._given = [], []
+        try:
+            self._send(packet, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _send(self, packet: bytes, descriptors: list[int]) -> None:
         while True:
             try:
-                socket.send_fds(self.line, [message], descriptors)
+                socket.send_fds(self.line, [packet], descriptors)
                 return
             except BlockingIOError:
                 room = select.poll()
@@ -114,18 +135,20 @@ class Neighbour:
         """Take in all that has been announced, or as far as ``until``. False once the other side has closed."""
         while until is None or until not in self._arrived:
             try:
-                message, descriptors, _, _ = socket.recv_fds(self.line, MESSAGE.size, 1)
+                packet, descriptors, _, _ = socket.recv_fds(self.line, MOST * MESSAGE.size, MOST)
             except BlockingIOError:
                 return True
             except ConnectionError:
                 return False
-            if not message:
+            if not packet:
                 return False
-            tag, number, size = MESSAGE.unpack(message)
-            for descriptor in descriptors:
-                self._theirs[number] = Slot(number, size, descriptor)
-                os.close(descriptor)
-            self._arrived[tag] = self._theirs[number]
+            new = iter(descriptors)
+            for tag, number, size in MESSAGE.iter_unpack(packet):
+                if number not in self._theirs:
+                    descriptor = next(new)
+                    self._theirs[number] = Slot(number, size, descriptor)
+                    os.close(descriptor)
+                self._arrived[tag] = self._theirs[number]
         return True
 
     def take(self, tag: int) -> Slot | None:
@@ -154,9 +177,14 @@ class SharedMemory:
         """Whether ``rank`` can be reached this way."""
         return rank in self._neighbours
 
-    def send(self, tensor: Tensor, destination: int, tag: int) -> None:
+    def put(self, tensor: Tensor, destination: int, tag: int) -> None:
         """Copy ``tensor`` over; it may be written to afterwards. Raises ConnectionError, TimeoutError."""
-        self._neighbours[destination].send(tensor, tag)
+        self._neighbours[destination].put(tensor, tag)
+
+    def flush(self) -> None:
+        """Tell all ranks what has been put for them. Raises ConnectionError, TimeoutError."""
+        for neighbour in self._neighbours.values():
+            neighbour.flush()
 
     def ready(self, source: int, tag: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
         """The tensor that ``source`` sends as ``tag``, if it is there already."""
