@@ -206,7 +206,8 @@ class SharedMemory:
             if not ready:
                 raise TimeoutError("timed out")
             for descriptor, _ in ready:
-                if not self._open[descriptor].read():
+                other = self._open[descriptor]
+                if not other.read(tag if other is neighbour else None):
                     self._poll.unregister(descriptor)
                     del self._open[descriptor]
         return slot.read(shape, dtype)
