@@ -76,6 +76,13 @@ VALUES = {
             ":2:55: pipeline.offload_ratio: leaves layers no choice: with recompute_ratio 0.75 it must be at most 0.25",
         ],
     ),
+    "compiled and taken apart": (
+        M + "pipeline: {compile: true, sync_mode: bsp, schedule: zb-h1, offload_ratio: 0.5}",
+        [
+            ":2:21: pipeline.compile: needs another schedule: zb-h1 takes the backward of layers apart",
+            ":2:21: pipeline.compile: does not go with offload_ratio",
+        ],
+    ),
     "neither of a union": (
         M + "pipeline: {partition: aut}",
         [":2:23: pipeline.partition: must be auto or a list of whole numbers, not 'aut'; did you mean auto?"],

@@ -12,6 +12,7 @@ from torch import nn
 
 from worker import alike, models, optimizer, schedule
 from worker.communication import Communicator
+from worker.compiling import compile_layers
 from worker.data.base import Signature, TensorSpec
 from worker.errors import ModelError
 from worker.executor import Executor, UpdateRule
@@ -105,6 +106,8 @@ class Builder:
         start: int,
     ) -> StageRuntime:
         stage, ranks = self._stage(topology), self.job.plan.ranks_of(topology.stage)
+        if self.job.spec.pipeline.compile:
+            compile_layers(stage, LOSS_WEIGHTS, topology.targets)
         group = None
         if len(ranks) > 1:
             specs = {name: self.flow.spec(name) for name in stage.stash.current.leaves}

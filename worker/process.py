@@ -15,7 +15,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from worker import progress
+from worker import compiling, progress
 from worker.eager import spare_the_compiler
 from worker.errors import (
     CheckpointError,
@@ -48,6 +48,8 @@ def main() -> int:
     try:
         _be_visible(files, arguments.attempt, arguments.rank)
         job = Job.model_validate_json(arguments.job.read_text())
+        if job.spec.pipeline.compile:
+            compiling.prepare(_cache())
         rendezvous = Rendezvous.from_environment(arguments.rank, len(job.ranks), job.spec.run.start_timeout)
         train(job, arguments.rank, files, arguments.attempt, _cache(), rendezvous)
     except Left as left:

@@ -57,6 +57,7 @@ class PipelineSpec(Section):
         0.0,
         description="share of a stage's layers, before the recomputed ones, whose activations wait in host memory",
     )
+    compile: bool = Field(False, description="let torch.compile each layer, before the run is ready")
     sync_mode: Literal["asp", "bsp"] = Field(
         "asp", description="asp: update after every backward, with weight stashing; bsp: flush, then update"
     )
@@ -98,6 +99,11 @@ class PipelineSpec(Section):
         if most + self.offload_ratio > 1:
             message = f"leaves layers no choice: with recompute_ratio {most:g} it must be at most {1 - most:g}"
             yield Misfit(message, ("offload_ratio", "recompute_ratio"))
+        if self.compile and self.schedule.startswith("zb-"):
+            message = f"needs another schedule: {self.schedule} takes the backward of layers apart"
+            yield Misfit(message, ("compile", "schedule"))
+        if self.compile and self.offload_ratio:
+            yield Misfit("does not go with offload_ratio", ("compile", "offload_ratio"))
         if self.in_flight != "auto" and self.schedule == "none":
             yield Misfit("must be left out: with schedule none one minibatch is in flight", ("in_flight", "schedule"))
         elif self.in_flight != "auto" and self.schedule in OWN_DEPTH and self.replicas != 1:
