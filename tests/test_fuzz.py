@@ -182,17 +182,18 @@ class Late(Communicator):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._bag: list[tuple[Tensor, Address]] = []
+        self._one_at_a_time = threading.RLock()
         self._changed = threading.Condition()
         self._failure: Exception | None = None
         threading.Thread(target=self._deliver, daemon=True).start()
 
-    def send(self, tensor: Tensor, address: Address) -> None:
+    def send(self, tensor: Tensor, address: Address, later: bool = False) -> None:
         """As the real one, later."""
         if address.source == address.destination:
-            super().send(tensor, address)
+            super().send(tensor, address, later)
             return
         with self._changed:
-            self._bag.append((tensor.detach(), address))
+            self._bag.append((tensor.detach(), address))  # out of order none can wait for the next
             self._changed.notify_all()
 
     def finish(self) -> None:
@@ -203,6 +204,10 @@ class Late(Communicator):
             raise self._failure
         super().finish()
 
+    def _flush(self) -> None:
+        with self._one_at_a_time:
+            super()._flush()
+
     def _deliver(self) -> None:
         generator = random.Random()
         try:
@@ -211,7 +216,8 @@ class Late(Communicator):
                     self._changed.wait_for(lambda: self._bag)
                 time.sleep(generator.choice([0.0, 0.0, 0.001, 0.004]))
                 index = generator.randrange(len(self._bag))
-                super().send(*self._bag[index])
+                with self._one_at_a_time:
+                    super().send(*self._bag[index])
                 with self._changed:
                     del self._bag[index]
                     self._changed.notify_all()
