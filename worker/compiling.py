@@ -30,13 +30,16 @@ def prepare(cache: Path) -> None:
 def compile_layers(stage: Stage, loss_weights: str, targets: Mapping[str, TensorSpec]) -> None:
     """Compile the layers of ``stage`` by running it once, forward and backward, on zeros.
 
+    The model's last layer, the loss, is left as it is: its sizes may depend on values, and so it would be compiled
+    again in the midst of a run.
+
     Args:
         loss_weights: the name of the seed of the backward among ``targets``, which are those of the last stage.
     Raises:
         ModelError: the compiler cannot, or is not there.
     """
     try:
-        for module in stage.modules:
+        for module in stage.modules if stage.outgoing else stage.modules[:-1]:
             module.compile()
         _run(stage, loss_weights, targets)
     except Exception as error:

@@ -57,7 +57,7 @@ class PipelineSpec(Section):
         0.0,
         description="share of a stage's layers, before the recomputed ones, whose activations wait in host memory",
     )
-    compile: bool = Field(False, description="let torch.compile each layer, before the run is ready")
+    compile: bool = Field(False, description="torch.compile each layer but the loss, before the run is ready")
     sync_mode: Literal["asp", "bsp"] = Field(
         "asp", description="asp: update after every backward, with weight stashing; bsp: flush, then update"
     )
