@@ -122,7 +122,7 @@ def test_torch_s_own_operators_lie_inside_the_actions(rank: int, processor: Proc
         f"select count(*) as n, min(ts) as a, max(ts + dur) as b {chosen} and slice.name = 'aten::linear'"
     )
     assert operators >= (STEPS - 1) * PER_STEP
-    assert first - 10**7 <= early and late <= last + 10**7  # nanoseconds: torch's clock is another
+    assert first - 10**6 <= early and late <= last + 10**6
 
 
 def test_a_run_that_torch_did_not_profile_says_how_to(files: RunFiles, tmp_path: Path) -> None:

@@ -37,10 +37,11 @@ def _of_rank(run: Run, trace: RankTrace) -> Iterator[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError):
         return
     spans = [event for event in recorded if isinstance(event, dict) and event.get("ph") == "X"]
-    clock = next((event for event in spans if str(event.get("name")).startswith(CLOCK)), None)
-    if clock is None:
+    clocks = [event for event in spans if str(event.get("name")).startswith(CLOCK)]
+    if not clocks:
         return
-    shift = (int(clock["name"].removeprefix(CLOCK)) + trace.shift) / 1e3 - float(clock["ts"])
+    # A mark is late, never early: the one that was least late tells how far the clocks are apart.
+    shift = max((int(each["name"].removeprefix(CLOCK)) + trace.shift) / 1e3 - float(each["ts"]) for each in clocks)
     tracks: dict[str, int] = {}
     for event in spans:
         where = f"{event.get('pid')} {event.get('tid')}"
@@ -48,7 +49,7 @@ def _of_rank(run: Run, trace: RankTrace) -> Iterator[dict[str, Any]]:
             tracks[where] = TRACKS * (trace.rank + 1) + len(tracks)
             name = {"name": f"torch: {event.get('tid')}"}
             yield {"ph": "M", "name": "thread_name", "pid": trace.rank, "tid": tracks[where], "args": name}
-        if event is not clock:
+        if event not in clocks:
             when = {"ts": float(event["ts"]) + shift, "dur": event.get("dur", 0)}
             what = {"ph": "X", "name": str(event.get("name")), "cat": "torch"}
             yield {**what, "pid": trace.rank, "tid": tracks[where], **when}
