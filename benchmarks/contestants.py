@@ -15,8 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.layers import Workload
 from worker import models, optimizer
 from worker.build import Builder
+from worker.communication import Address, Communicator, Expected
+from worker.data.base import TensorSpec
 from worker.feed import Feeder
-from worker.schedule import Action
+from worker.schedule import Action, Kind
 from worker.schedule.job import minibatches_per_step, prove
 from worker.spec.cluster import ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
 from worker.spec.job import Job, Placement, Plan
@@ -42,7 +44,7 @@ class Entry:
     """One contestant of a case, as a value.
 
     Args:
-        runtime: vpipe, torch, ddp, one-process, or limit.
+        runtime: vpipe, torch, ddp, one-process, bare, or limit.
         minibatches: how many one run takes.
         per_update: minibatches between two updates; under BSP a run may be several steps.
         rule: the optimizer.
@@ -105,6 +107,8 @@ def contestant(entry: Entry, workload: Workload, ranks: int, rank: int) -> Calla
         return Torch(entry, workload, ranks, rank)
     if entry.runtime == "ddp":
         return DataParallel(entry, workload, ranks)
+    if entry.runtime == "bare":
+        return Bare(entry, workload, ranks, rank)
     if entry.runtime == "one-process":
         return OneProcess(entry, workload, ranks) if rank == 0 else _nothing
     return Alone(entry, workload, entry.plan(workload, ranks), rank)
@@ -201,6 +205,55 @@ class Alone(Training):
                 torch.autograd.backward(output, self._gradient)
             if update:
                 self.update()
+
+
+class Bare(Training):
+    """vpipe's actions and its messages, with plain PyTorch between them: what a pipeline costs without any runtime.
+
+    It has no weight stash, so its layers must be such as need no weights in their backward.
+    """
+
+    def __init__(self, entry: Entry, workload: Workload, ranks: int, rank: int) -> None:
+        job = entry.job(workload, ranks)
+        self._part, self._rank, self._is_first = Part(workload, job.plan.layers_of(rank)), rank, rank == 0
+        super().__init__(entry, workload, [self._part])
+        self._actions = list(Builder(job, workload.model, workload.source.signature, rank, CPU).actions())
+        self._spec = TensorSpec(tuple(self.inputs.shape), self.inputs.dtype)
+        self._wire = Communicator(["forward", "back"], CPU, 60.0, Stopwatch(), window=2 * ranks)
+        self._graphs: dict[int, tuple[Tensor, Tensor]] = {}
+        self._runs = 0
+
+    def __call__(self) -> None:
+        """All actions once; minibatches are numbered on, so that no message is taken for one of the run before."""
+        self._wire.connect()
+        first = self._runs * self.entry.minibatches
+        self._runs += 1
+        for action in self._actions:
+            if action.kind is Kind.UPDATE:
+                self.update()
+            else:
+                (self._forward if action.kind is Kind.FORWARD else self._backward)(first + action.minibatch)
+        self._wire.finish()
+
+    def _forward(self, number: int) -> None:
+        given = self.inputs.detach() if self._is_first else self._receive("forward", self._rank - 1, number)
+        hidden = given.requires_grad_(not self._is_first)
+        output = self._part.body(hidden)
+        if self._part.is_last:
+            output = self._part.loss(output, self.labels) * self.weight
+        else:
+            self._wire.send(output, Address("forward", self._rank, self._rank + 1, number))
+        self._graphs[number] = hidden, output
+
+    def _backward(self, number: int) -> None:
+        gradient = None if self._part.is_last else self._receive("back", self._rank + 1, number)
+        hidden, output = self._graphs.pop(number)
+        torch.autograd.backward(output, gradient)
+        if hidden.grad is not None:
+            self._wire.send(hidden.grad, Address("back", self._rank, self._rank - 1, number))
+
+    def _receive(self, what: str, source: int, number: int) -> Tensor:
+        return self._wire.post(Expected(Address(what, source, self._rank, number), self._spec)).wait()
 
 
 class OneProcess(Training):

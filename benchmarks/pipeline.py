@@ -71,6 +71,11 @@ def two_versions(ranks: int, minibatches: int) -> Entry:
     return Entry("vpipe", "asp", "2bw", minibatches // per_update * per_update, per_update)
 
 
+def bare(ranks: int, minibatches: int) -> Entry:
+    """The longest stream's actions and messages without a runtime; for layers that only sleep."""
+    return Entry("bare", "asp", "1f1b", minibatches, 1, in_flight=2 * ranks - 1)
+
+
 def plain(minibatches: int) -> list[Entry]:
     """What a user would do without a pipeline."""
     return [Entry(name, "bsp", "none", minibatches, minibatches) for name in ("ddp", "one-process")]
@@ -83,7 +88,7 @@ def cases(quick: bool) -> list[Case]:
 
 def _quick() -> list[Case]:
     stream = [*bsp(2, 8, ("1f1b",))[:-1], *asp(2, 16, 8)]
-    wide = [*bsp(8, 32, ("1f1b",)), *asp(8, 200, 16)]
+    wide = [*bsp(8, 32, ("1f1b",)), *asp(8, 200, 16), bare(8, 200)]
     return [
         _real("real p2", [*bsp(2, 8, ("1f1b", "zb-h1")), *plain(8)], 2, 90.0),
         _real("real p2 stream", stream, 2, 75.0),

@@ -181,8 +181,9 @@ def test_the_record_of_a_rank_is_what_hostd_reads(tmp_path: Path) -> None:
     progress.open_at(path)
     progress.at(3, "forward of minibatch 2")
     before = path.read_bytes().split(b"\0")[0].decode().split("\t")
-    with progress.waiting("x\tof minibatch 2"):
-        inside = path.read_bytes().split(b"\0")[0].decode().split("\t")
+    progress.wait_for("x\tof minibatch 2")
+    inside = path.read_bytes().split(b"\0")[0].decode().split("\t")
+    progress.go_on()
     assert before[1:] == ["3", "forward of minibatch 2", "", ""]
     assert inside[3] == "x of minibatch 2"
     assert int(path.read_bytes().split(b"\t")[0]) > int(before[0])

@@ -78,8 +78,8 @@ def test_what_a_rank_says_of_itself_is_read(tmp_path: Path, monkeypatch: pytest.
     progress.open_at(files.progress(1, 0))
     progress.at(3, "update of step 3")
     assert doing(files, 1, 0) == "update of step 3"
-    with progress.waiting("gradients of rank 1"):
-        assert doing(files, 1, 0) == "waits for gradients of rank 1"
+    progress.wait_for("gradients of rank 1")
+    assert doing(files, 1, 0) == "waits for gradients of rank 1"
 
 
 def test_who_is_slow_is_measured_against_the_prediction_else_against_the_others() -> None:

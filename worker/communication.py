@@ -7,28 +7,25 @@ named. Gloo itself accepts a wrong length or dtype in silence; so ``train`` agre
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from worker import progress, trace
+from worker import trace
 from worker.data.base import TensorSpec
-from worker.errors import PeerLost, StallError
 from worker.shared_memory import Door, SharedMemory
 from worker.trace import Stopwatch
+from worker.waits import Explained, Wait
 
-LIMIT = "run.stall_timeout sets the limit, in seconds"
 
-
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """What travels between which ranks: the same value on both sides."""
 
     what: str
@@ -85,7 +82,7 @@ class Communicator:
         if self._shared is not None or self._device.type != "cpu":
             return
         what = "the other ranks' addresses"
-        with closing(Door()) as door, _explained(what), self._waiting.during("sum", what):
+        with closing(Door()) as door, Wait(what, self._waiting, "sum"):
             card = torch.frombuffer(bytearray(door.card), dtype=torch.uint8)
             cards = [torch.empty_like(card) for _ in range(dist.get_world_size())]
             dist.all_gather(cards, card)
@@ -111,7 +108,8 @@ class Communicator:
         what = (address.source, self._wire_tag(address), spec.shape, spec.dtype)
         if not trace.is_on() and (tensor := self._shared.ready(*what)) is not None:
             return tensor  # nobody waited, so nobody need be told
-        with self._waits(address, "receive"):
+        with Wait(address, self._waiting, "receive", address.minibatch):
+            self._flush()
             return self._shared.receive(*what)
 
     def _post(self, expected: Expected) -> Receive | Share:
@@ -119,7 +117,7 @@ class Communicator:
         if self._shared is not None and address.source in self._shared:
             return Share(self, expected)
         buffer = torch.empty(expected.spec.shape, dtype=expected.spec.dtype, device=self._device)
-        with _explained(address):
+        with Explained(address):
             work = dist.irecv(buffer, address.source, tag=self._wire_tag(address))
         assert work is not None
         return Receive(self, work, buffer, address)
@@ -129,12 +127,11 @@ class Communicator:
 
         ``later``: it may leave with the next one, or when this rank waits. To wake another rank is dear.
         """
-        tensor = tensor.detach()
         if address.source == address.destination:
-            self._local[address] = tensor.clone()
+            self._local[address] = tensor.detach().clone()
             return
         if address.what in self._varying:
-            self._send(torch.tensor(tensor.shape), replace(address, what=_header(address.what)), later=True)
+            self._send(torch.tensor(tensor.shape), address._replace(what=_header(address.what)), later=True)
         self._send(tensor, address, later)
 
     def _flush(self) -> None:
@@ -143,13 +140,13 @@ class Communicator:
 
     def _send(self, tensor: Tensor, address: Address, later: bool) -> None:
         if self._shared is not None and address.destination in self._shared:
-            with _explained(address), trace.span("send", address, address.minibatch):
+            with Explained(address, "send", address.minibatch):
                 self._shared.put(tensor, address.destination, self._wire_tag(address))
                 if not later:
-                    self._flush()
+                    self._shared.flush()
             return
-        tensor = tensor.contiguous()
-        with _explained(address), trace.span("send", address, address.minibatch):
+        tensor = tensor.detach().contiguous()
+        with Explained(address, "send", address.minibatch):
             work = dist.isend(tensor, address.destination, tag=self._wire_tag(address))
             self._flush()
         assert work is not None
@@ -160,14 +157,14 @@ class Communicator:
 
     def finish(self) -> None:
         """Wait until every send has left."""
-        with _explained("the other ranks of this machine"):
+        with Explained("the other ranks of this machine"):
             self._flush()
         while self._sends:
             self._finish_oldest()
 
     def sum_over_ranks(self, tensor: Tensor, what: str) -> Tensor:
         """The element-wise sum over all ranks, in place."""
-        with _explained(what), progress.waiting(what), self._waiting.during("sum", what):
+        with Wait(what, self._waiting, "sum"):
             self._flush()
             dist.all_reduce(tensor)
         return tensor
@@ -177,19 +174,13 @@ class Communicator:
 
         Raises StallError after the timeout and PeerLost when the connection breaks, naming what was waited for.
         """
-        with self._waits(address, kind):
+        with Wait(address, self._waiting, kind, address.minibatch):
+            self._flush()
             work.wait(timedelta(seconds=self._timeout))
 
     def _finish_oldest(self) -> None:
         work, _, address = self._sends.popleft()
         self.wait(work, address, "send wait")
-
-    @contextmanager
-    def _waits(self, address: Address, kind: str) -> Iterator[None]:
-        """Everything that is to know that this rank waits for ``address``."""
-        with _explained(address), progress.waiting(address), self._waiting.during(kind, address, address.minibatch):
-            self._flush()
-            yield
 
     def _wire_tag(self, address: Address) -> int:
         return (address.minibatch * len(self._tags) + self._tags[address.what]) % 2**31
@@ -267,7 +258,7 @@ def _header(what: str) -> str:
 
 
 def _header_of(expected: Expected) -> Expected:
-    address = replace(expected.address, what=_header(expected.address.what))
+    address = expected.address._replace(what=_header(expected.address.what))
     return Expected(address, TensorSpec((len(expected.spec.shape),), torch.int64))
 
 
@@ -290,20 +281,3 @@ class Inbox:
         while len(self._posted) <= self._ahead and (batch := next(self._expected, None)) is not None:
             self._posted.append([self._communicator.post(expected) for expected in batch])
         return {receive.address.what: receive.wait() for receive in self._posted.popleft()}
-
-
-@contextmanager
-def _explained(what: Address | str) -> Iterator[None]:
-    """Turns what the backend raises into an error that names what was waited for."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise StallError(f"waited too long for {what}", LIMIT) from error
-    except ConnectionError as error:
-        raise PeerLost(f"lost the connection while waiting for {what} ({error})") from error
-    except RuntimeError as error:
-        # Gloo says "[its source file:line] what happened [address]. advice".
-        text = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]
-        if "timed out" in text.lower():
-            raise StallError(f"waited too long for {what}", LIMIT) from error
-        raise PeerLost(f"lost the connection while waiting for {what} ({text})") from error

@@ -8,8 +8,6 @@ process, so there is one such file per process; without ``open_at`` nothing is w
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 SIZE = 1024
@@ -64,17 +62,17 @@ def allow(step: int, limit: float) -> None:
     _now.allowed = step, limit
 
 
-@contextmanager
-def waiting(what: object) -> Iterator[None]:
-    """While inside, the rank waits for ``what`` from another."""
+def wait_for(what: object) -> None:
+    """The rank waits for ``what`` from another, until ``go_on``."""
     _now.waiting = _clean(what)
     _now.write()
-    try:
-        yield
-    finally:
-        _now.count += 1
-        _now.waiting = ""
-        _now.write()
+
+
+def go_on() -> None:
+    """What was waited for is there, or has been given up."""
+    _now.count += 1
+    _now.waiting = ""
+    _now.write()
 
 
 def step() -> int:

@@ -156,7 +156,7 @@ class StageRuntime:
         names = sorted(outgoing.differentiable) if outgoing else []
         gradients = {name: received[topo.gradient(name, stage)] for name in names}
         graph, weights = self._graphs[minibatch], self._loss_weights.pop(minibatch, None)
-        if weights is not None:
+        if weights is not None and graph.factor != 1.0:
             weights = weights * graph.factor
         with self.stash.collecting(graph.version, graph.factor, give) if give else nullcontext():
             results = self.stage.backward(graph, gradients, weights)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import hmac
+import math
 import os
 import select
 import socket
@@ -18,7 +19,9 @@ import time
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +30,8 @@ MESSAGE = struct.Struct("<QQQ")
 """Wire tag, slot, and the slot's size in bytes. The descriptor of a slot goes with the first message about it."""
 MOST = 32
 """Messages in one packet. To wake the other rank costs more than all else, so those that can wait share a packet."""
+ROOM = socket.CMSG_SPACE(MOST * struct.calcsize("i"))
+"""Bytes beside it for the descriptors of so many slots."""
 GREETING = struct.Struct("<Q16s")
 """Rank of who connects, and the secret of who listens."""
 GRAIN = 1 << 16
@@ -42,7 +47,8 @@ class Slot:
         # torch's own mapping keeps no descriptor open, as Python's would: many slots may be in flight.
         path = f"/proc/self/fd/{descriptor}"
         self._memory = torch.from_file(path, shared=True, size=size + 1, dtype=torch.uint8)
-        self._state = ctypes.c_ubyte.from_address(self._memory.data_ptr() + size)
+        self._start = self._memory.data_ptr()
+        self._state = ctypes.c_ubyte.from_address(self._start + size)
 
     @property
     def is_free(self) -> bool:
@@ -51,22 +57,38 @@ class Slot:
 
     def write(self, tensor: Tensor) -> None:
         """Copy ``tensor`` into it, and keep it until the receiver lets go."""
-        self._memory[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        if tensor.is_contiguous():  # by torch's own means it would cost four calls, each dear on a processor just woken
+            ctypes.memmove(self._start, tensor.data_ptr(), tensor.nbytes)
+        else:
+            self._memory[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
         self._state.value = TAKEN
 
     def read(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The tensor in it, in place. With its last use the slot is free."""
-        count = torch.Size(shape).numel()
-        if not count:
-            self._release()
+        size = math.prod(shape) * dtype.itemsize
+        if not size:
+            self.free()
             return torch.empty(shape, dtype=dtype)
-        length = ctypes.c_char * (count * dtype.itemsize)
-        use = memoryview(length.from_address(self._memory.data_ptr()))
-        weakref.finalize(use, self._release).atexit = False
-        return torch.frombuffer(use, dtype=dtype, count=count).view(shape)
+        use = _use(size).from_address(self._start)
+        use.slot = self
+        return torch.frombuffer(use, dtype=dtype).view(shape)
 
-    def _release(self) -> None:
+    def free(self) -> None:
+        """Say that nobody needs what is in it any more."""
         self._state.value = FREE
+
+
+@cache
+def _use(size: int) -> Any:
+    """What a tensor of ``size`` bytes in a slot refers to. While it lives, the slot is taken and its memory mapped."""
+
+    class Use(ctypes.c_char * size):  # type: ignore[misc]  # ctypes makes its array types while a program runs
+        slot: Slot
+
+        def __del__(self) -> None:
+            self.slot.free()
+
+    return Use
 
 
 class Neighbour:
@@ -87,8 +109,10 @@ class Neighbour:
         """Copy ``tensor`` over; ``flush`` says so. Raises ConnectionError, TimeoutError."""
         size = -(-tensor.nbytes // GRAIN) * GRAIN
         slots = self._slots.setdefault(size, [])
-        slot = next((slot for slot in slots if slot.is_free), None)
-        if slot is None:
+        for slot in slots:
+            if slot.is_free:
+                break
+        else:
             slot = self._make(size)
             slots.append(slot)
         slot.write(tensor)
@@ -123,7 +147,10 @@ class Neighbour:
     def _send(self, packet: bytes, descriptors: list[int]) -> None:
         while True:
             try:
-                socket.send_fds(self.line, [packet], descriptors)
+                if descriptors:
+                    socket.send_fds(self.line, [packet], descriptors)
+                else:
+                    self.line.send(packet)
                 return
             except BlockingIOError:
                 room = select.poll()
@@ -135,14 +162,14 @@ class Neighbour:
         """Take in all that has been announced, or as far as ``until``. False once the other side has closed."""
         while until is None or until not in self._arrived:
             try:
-                packet, descriptors, _, _ = socket.recv_fds(self.line, MOST * MESSAGE.size, MOST)
+                packet, more, _, _ = self.line.recvmsg(MOST * MESSAGE.size, ROOM)
             except BlockingIOError:
                 return True
             except ConnectionError:
                 return False
             if not packet:
                 return False
-            new = iter(descriptors)
+            new = iter(memoryview(more[0][2]).cast("i") if more else ())
             for tag, number, size in MESSAGE.iter_unpack(packet):
                 if number not in self._theirs:
                     descriptor = next(new)
@@ -167,6 +194,7 @@ class SharedMemory:
     def __init__(self, lines: Mapping[int, socket.socket], timeout: float) -> None:
         self._timeout = timeout
         self._neighbours = {rank: Neighbour(line, timeout) for rank, line in lines.items()}
+        self._untold: set[Neighbour] = set()
         self._open = {line.fileno(): self._neighbours[rank] for rank, line in lines.items()}
         weakref.finalize(self, _close, list(lines.values()))
         self._poll = select.poll()
@@ -179,12 +207,14 @@ class SharedMemory:
 
     def put(self, tensor: Tensor, destination: int, tag: int) -> None:
         """Copy ``tensor`` over; it may be written to afterwards. Raises ConnectionError, TimeoutError."""
-        self._neighbours[destination].put(tensor, tag)
+        neighbour = self._neighbours[destination]
+        self._untold.add(neighbour)
+        neighbour.put(tensor, tag)
 
     def flush(self) -> None:
         """Tell all ranks what has been put for them. Raises ConnectionError, TimeoutError."""
-        for neighbour in self._neighbours.values():
-            neighbour.flush()
+        while self._untold:
+            self._untold.pop().flush()
 
     def ready(self, source: int, tag: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
         """The tensor that ``source`` sends as ``tag``, if it is there already."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -24,9 +24,9 @@ from worker.rng import seed_layer
 from worker.stash import Give, Version, WeightStash
 
 
-@dataclass(frozen=True)
+@dataclass
 class Graph:
-    """One minibatch between its forward and its backward in one stage."""
+    """One minibatch between its forward and its backward in one stage; what the forward gives is added at its end."""
 
     minibatch: int
     version: Version
@@ -106,10 +106,11 @@ class Stage:
             results = self._layer(position, graph)(*(values[name] for name in layer.inputs))
             values.update(zip(layer.outputs, results, strict=True))
         if self.outgoing is None:
-            return replace(graph, loss=values[self.layers[-1].outputs[0]])
-        outputs = {name: values[name] for name in self.outgoing.specs}
-        self._check(minibatch, outputs, self.outgoing)
-        return replace(graph, outputs=outputs)
+            graph.loss = values[self.layers[-1].outputs[0]]
+        else:
+            graph.outputs = {name: values[name] for name in self.outgoing.specs}
+            self._check(minibatch, graph.outputs, self.outgoing)
+        return graph
 
     @torch.no_grad()
     def evaluate(

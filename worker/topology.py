@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from worker import replicas
 from worker.communication import Address, Expected
@@ -69,37 +70,37 @@ class Topology:
     targets: Mapping[str, TensorSpec]
     ties: tuple[Tie, ...]
 
-    @property
+    @cached_property
     def stages(self) -> int:
         """Number of stages."""
         return len(self.cuts)
 
-    @property
+    @cached_property
     def is_first(self) -> bool:
         """Whether this stage reads the data."""
         return self.stage == 0
 
-    @property
+    @cached_property
     def is_last(self) -> bool:
         """Whether this stage computes the loss."""
         return self.stage == self.stages - 1
 
-    @property
+    @cached_property
     def incoming(self) -> Cut:
         """The cut before this stage."""
         return self.cuts[self.stage]
 
-    @property
+    @cached_property
     def outgoing(self) -> Cut | None:
         """The cut behind this stage."""
         return None if self.is_last else self.cuts[self.stage + 1]
 
-    @property
+    @cached_property
     def lent(self) -> list[Tie]:
         """Ties whose owner is here."""
         return [tie for tie in self.ties if tie.owner_stage == self.stage]
 
-    @property
+    @cached_property
     def borrowed(self) -> list[Tie]:
         """Ties whose borrower is here."""
         return [tie for tie in self.ties if tie.borrower_stage == self.stage]
@@ -126,7 +127,7 @@ class Topology:
 
     def passed(self, minibatch: int) -> Address:
         """The address of the word that a minibatch of an evaluation has come to its end."""
-        source, destination = (self.plan.rank_of(stage, minibatch) for stage in (self.stages - 1, 0))
+        source, destination = (self._rank_of(stage, minibatch) for stage in (self.stages - 1, 0))
         return Address(EVALUATED, source, destination, minibatch)
 
     def expected(self, action: Action, fresh: Collection[str]) -> list[Expected]:
@@ -141,7 +142,7 @@ class Topology:
 
     def to(self, stage: int, what: str, minibatch: int) -> Address:
         """The address of a message about ``minibatch`` from here to ``stage``."""
-        return Address(what, self.rank, self.plan.rank_of(stage, minibatch), minibatch)
+        return Address(what, self.rank, self._rank_of(stage, minibatch), minibatch)
 
     def to_owners(self, tie: Tie, minibatch: int) -> list[Address]:
         """The addresses of a borrowed parameter's gradient: the owner's replicas that this replica serves."""
@@ -149,13 +150,22 @@ class Topology:
         served = [owner for index, owner in enumerate(owners) if mine[index % len(mine)] == self.rank]
         return [Address(weight_gradient(tie.borrower), self.rank, owner, minibatch) for owner in served]
 
+    @cached_property
+    def _ranks(self) -> list[range]:
+        """Those of every stage: asked for with every message."""
+        return [self.plan.ranks_of(stage) for stage in range(self.stages)]
+
+    def _rank_of(self, stage: int, minibatch: int) -> int:
+        ranks = self._ranks[stage]
+        return ranks[minibatch % len(ranks)]
+
     def _shared_gradient(self, tie: Tie, minibatch: int) -> Expected:
         borrowers = self.plan.ranks_of(tie.borrower_stage)
         source = borrowers[self.plan.ranks_of(self.stage).index(self.rank) % len(borrowers)]
         return Expected(Address(weight_gradient(tie.borrower), source, self.rank, minibatch), tie.spec)
 
     def _from(self, stage: int, what: str, spec: TensorSpec, minibatch: int) -> Expected:
-        return Expected(Address(what, self.plan.rank_of(stage, minibatch), self.rank, minibatch), spec)
+        return Expected(Address(what, self._rank_of(stage, minibatch), self.rank, minibatch), spec)
 
     def _for_forward(self, minibatch: int, fresh: Collection[str]) -> Iterator[Expected]:
         if not self.is_first:
