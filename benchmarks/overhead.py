@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from statistics import mean, median
 from typing import Any
@@ -39,14 +39,13 @@ SLEEPS = (0.0, 0.001, 0.010)
 """Seconds asleep in the forward, the input gradient and the weight gradient each."""
 
 
-def cases(minibatches: int, repeats: int) -> list[Case]:
-    """Two ranks, 1F1B with and without a flush; the flush once for all minibatches."""
-    entries = (*bsp(2, minibatches, ("1f1b",))[:-1], *asp(2, minibatches, minibatches)[:-1])
-    workload = partial(sleepers, 2, 64 * KB)
-    return [
-        Case(f"sleep {1e3 * sleep:g} ms", partial(workload, sleep, sleep, sleep), 2, 64 * KB, entries, repeats, 120.0)
-        for sleep in SLEEPS
-    ]
+def cases(sleep: float, minibatches: int, repeats: int) -> Iterator[Case]:
+    """1F1B with and without a flush, the flush once for all minibatches: on one rank without messages, and on two."""
+    for count in (1, 2):
+        entries = [*bsp(count, minibatches, ("1f1b",))[:-1], *asp(count, minibatches, minibatches)[:-1]]
+        chosen = tuple(entry for entry in entries if count > 1 or entry.runtime != "torch")
+        workload = partial(sleepers, count, 64 * KB, sleep, sleep, sleep)
+        yield Case(f"{_name(sleep)}, p{count}", workload, count, 64 * KB, chosen, repeats, 120.0)
 
 
 def messages(sleep: float, minibatches: int, repeats: int) -> dict[str, Any]:
@@ -78,7 +77,11 @@ def messages(sleep: float, minibatches: int, repeats: int) -> dict[str, Any]:
     by_rank = ranks.run(2, main, 120.0)
     cost = round(median(mean(each) for each in zip(*by_rank, strict=True)), 3)
     known = {"runtime": "messages", "minibatches": minibatches, "overhead_cpu_milliseconds": cost, "repeats": repeats}
-    return {field: known.get(field) for field in FIELDS} | {"case": f"sleep {1e3 * sleep:g} ms"}
+    return {field: known.get(field) for field in FIELDS} | {"case": f"{_name(sleep)}, p2"}
+
+
+def _name(sleep: float) -> str:
+    return f"sleep {1e3 * sleep:g} ms"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,13 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     failed = False
-    for sleep, case in zip(SLEEPS, cases(chosen.minibatches, chosen.repeats), strict=True):
+    for sleep in SLEEPS:
         try:
             print(json.dumps(messages(sleep, chosen.minibatches, chosen.repeats)), flush=True)
-            for record in measure(case):
-                print(json.dumps({field: record[field] for field in FIELDS}), flush=True)
+            for case in cases(sleep, chosen.minibatches, chosen.repeats):
+                for record in measure(case):
+                    print(json.dumps({field: record[field] for field in FIELDS}), flush=True)
         except ranks.RankFailure as error:
-            note(f"{case.name}: {error}")
+            note(f"{_name(sleep)}: {error}")
             failed = True
     return int(failed)
 
