@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 from collections.abc import Iterator
@@ -80,6 +81,15 @@ def test_a_tensor_outlives_its_sender() -> None:
     received = receiver.receive(0, 0, (1000,), torch.float32)
     del sender
     assert received.eq(3).all()
+
+
+def test_a_tensor_outlives_its_receiver() -> None:
+    sender, receiver = pair()
+    send(sender, floats(3), 1, 0)
+    received = receiver.receive(0, 0, (1000,), torch.float32)
+    del sender, receiver
+    gc.collect()
+    assert received.sum().item() == 3000
 
 
 def test_what_was_sent_before_the_end_still_arrives() -> None:
