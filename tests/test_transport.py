@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from vpipe_cli.transport.connect import connect
 from vpipe_cli.transport.fake import FakeTransport
 from vpipe_cli.transport.hostkeys import HostKey, own_file, record, recorded, verify
 from vpipe_cli.transport.shell import command_line
+from vpipe_cli.transport.ssh.link import Proxy
 from vpipe_cli.transport.target import Target, resolve
 from worker.errors import TransferError, UnreachableError, UntrustedHost, UsageError
 from worker.spec.ssh import SshSpec
@@ -86,6 +88,12 @@ def test_one_jump_host_is_one_target_for_all_behind_it(ssh: SshSpec) -> None:
 def test_routes_that_are_none(ssh: SshSpec, host: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         resolve(host, ssh)
+
+
+def test_a_proxy_command_ends_with_its_socket_whatever_it_waits_for() -> None:
+    proxy = Proxy("sleep 600")
+    proxy.close()
+    assert proxy.process.wait(10) == -signal.SIGTERM
 
 
 def test_a_wrong_ssh_config_is_told_in_its_own_words(tmp_path: Path, ssh: SshSpec) -> None:

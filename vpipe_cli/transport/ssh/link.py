@@ -132,7 +132,7 @@ class Link:
         """A stream of bytes to the server."""
         target, left = self.target, max(0.1, deadline - time.monotonic())
         if target.command:
-            return _proxy(target.command)
+            return Proxy(target.command)
         try:
             if via:
                 return via.open_channel("direct-tcpip", (target.address, target.port), ("127.0.0.1", 0), timeout=left)
@@ -187,12 +187,19 @@ class _Busy(Exception):
     """The server hung up before it said hello: too many are connecting."""
 
 
-def _proxy(command: str) -> socket.socket:
-    """The user's own ProxyCommand, run as ssh runs it, as a socket."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        end = theirs.fileno()
+class Proxy(socket.socket):
+    """The user's own ProxyCommand, run as ssh runs it, as a socket. It ends with it: its far end may be dead."""
+
+    def __init__(self, command: str) -> None:
+        ours, theirs = socket.socketpair()
+        super().__init__(fileno=ours.detach())
         argv = ["/bin/sh", "-c", f"exec {command}"]
-        process = subprocess.Popen(argv, stdin=end, stdout=end, stderr=subprocess.DEVNULL, start_new_session=True)
-    threading.Thread(target=process.wait, daemon=True).start()
-    return ours
+        with theirs:
+            end, nowhere = theirs.fileno(), subprocess.DEVNULL
+            self.process = subprocess.Popen(argv, stdin=end, stdout=end, stderr=nowhere, start_new_session=True)
+        threading.Thread(target=self.process.wait, daemon=True).start()
+
+    def close(self) -> None:
+        """Also ends the command."""
+        super().close()
+        self.process.terminate()
