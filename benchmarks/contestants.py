@@ -13,11 +13,12 @@ from torch.distributed import pipelining
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.layers import Workload
-from worker import models, optimizer
+from worker import compiling, models, optimizer
 from worker.build import Builder
 from worker.communication import Address, Communicator, Expected
 from worker.data.base import TensorSpec
 from worker.feed import Feeder
+from worker.process import cache_folder
 from worker.schedule import Action, Kind
 from worker.schedule.job import minibatches_per_step, prove
 from worker.spec.cluster import ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
@@ -48,6 +49,7 @@ class Entry:
         minibatches: how many one run takes.
         per_update: minibatches between two updates; under BSP a run may be several steps.
         rule: the optimizer.
+        compiles: with ``pipeline.compile``; vpipe only.
     """
 
     runtime: str
@@ -58,6 +60,7 @@ class Entry:
     in_flight: int | None = None
     recompute_ratio: float = 0.0
     rule: OptimizerSpec = OPTIMIZER
+    compiles: bool = False
 
     @property
     def peer(self) -> str:
@@ -86,6 +89,7 @@ class Entry:
                 "schedule": self.schedule,
                 "minibatches_per_step": self.per_update if accumulates else None,
                 "in_flight": self.in_flight or "auto",
+                "compile": self.compiles,
             }
         )
         run = RunSpec(steps=self.minibatches // self.per_update, seed=SEED, stall_timeout=60.0)
@@ -123,6 +127,8 @@ class Vpipe:
 
     def __init__(self, job: Job, workload: Workload, rank: int) -> None:
         waiting = Stopwatch()
+        if job.spec.pipeline.compile:
+            compiling.prepare(cache_folder())
         self._builder = Builder(job, workload.model, workload.source.signature, rank, CPU)
         feed = Feeder(workload.source, minibatches_per_step(job.spec), CPU, waiting) if rank == 0 else None
         self._executor = self._builder.executor(feed, waiting, _ignore)

@@ -76,6 +76,12 @@ def bare(ranks: int, minibatches: int) -> Entry:
     return Entry("bare", "asp", "1f1b", minibatches, 1, in_flight=2 * ranks - 1)
 
 
+def compiled(minibatches: int) -> list[Entry]:
+    """1F1B with and without ``pipeline.compile``; its limit is not compiled."""
+    eager = bsp(2, minibatches, ("1f1b",))[:-1]
+    return [*eager, replace(eager[-1], compiles=True)]
+
+
 def plain(minibatches: int) -> list[Entry]:
     """What a user would do without a pipeline."""
     return [Entry(name, "bsp", "none", minibatches, minibatches) for name in ("ddp", "one-process")]
@@ -103,6 +109,7 @@ def _full() -> list[Case]:
     return [
         *(_real("real p2", [*bsp(2, count), *plain(count)], 5, 900.0) for count in (8, 16, 32)),
         _real("real p2 stream", stream, 3, 1800.0),
+        _real("real p2 compiled", compiled(16), 5, 900.0),
         *(
             _sleeping(ranks, size, [*bsp(ranks, count), *asp(ranks, 200, 32), two_versions(ranks, 200)], 5, 900.0)
             for ranks, count in ((4, 16), (4, 64), (8, 32))
@@ -185,6 +192,7 @@ def records(
             "minibatches": entry.minibatches,
             "per_update": entry.per_update,
             "in_flight": entry.in_flight,
+            "compile": entry.compiles,
             "activation_bytes": case.activation_bytes,
             "efficiency": round(median(efficiencies), 4),
             "ratio_to_torch": round(median(ratios), 4) if ratios else None,

@@ -49,9 +49,9 @@ def main() -> int:
         _be_visible(files, arguments.attempt, arguments.rank)
         job = Job.model_validate_json(arguments.job.read_text())
         if job.spec.pipeline.compile:
-            compiling.prepare(_cache())
+            compiling.prepare(cache_folder())
         rendezvous = Rendezvous.from_environment(arguments.rank, len(job.ranks), job.spec.run.start_timeout)
-        train(job, arguments.rank, files, arguments.attempt, _cache(), rendezvous)
+        train(job, arguments.rank, files, arguments.attempt, cache_folder(), rendezvous)
     except Left as left:
         print(left, flush=True)
         write_atomic(files.error(arguments.attempt, arguments.rank), json.dumps({"message": str(left)}) + "\n")
@@ -73,7 +73,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
     """Where prepared data is kept between runs."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vpipe"
     return Path(os.environ.get("VPIPE_CACHE") or default)
