@@ -26,7 +26,7 @@ test: check
 	tests/testbed/install
 	tests/apptainer/install
 	$(BIN)/python -m tests.apptainer
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .
