@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -188,7 +189,7 @@ class Totals:
     memory: int = 0
 
     def __post_init__(self) -> None:
-        self.losses: list[float] = []
+        self.losses: deque[float] = deque(maxlen=self.tail)
 
     def add(self, step: StepMetrics) -> None:
         """Count one step."""
@@ -202,7 +203,7 @@ class Totals:
         self.busy += step.forward + step.backward + step.update
         self.memory = step.memory
         if step.loss is not None:
-            self.losses = [*self.losses[1 - self.tail :], step.loss]
+            self.losses.append(step.loss)
 
     @property
     def loss(self) -> float | None:
