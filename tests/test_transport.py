@@ -16,8 +16,8 @@ from vpipe_cli.transport.base import Finished
 from vpipe_cli.transport.connect import connect
 from vpipe_cli.transport.fake import FakeTransport
 from vpipe_cli.transport.hostkeys import HostKey, own_file, record, recorded, verify
+from vpipe_cli.transport.proxy import Proxy
 from vpipe_cli.transport.shell import command_line
-from vpipe_cli.transport.ssh.link import Proxy
 from vpipe_cli.transport.target import Target, resolve
 from worker.errors import TransferError, UnreachableError, UntrustedHost, UsageError
 from worker.spec.ssh import SshSpec

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
-import subprocess
 import threading
 import time
 from collections import defaultdict
@@ -14,6 +13,7 @@ from collections.abc import Callable
 import paramiko
 
 from vpipe_cli.transport.hostkeys import HostKey, recorded, verify
+from vpipe_cli.transport.proxy import Proxy
 from vpipe_cli.transport.ssh import alive
 from vpipe_cli.transport.ssh.alive import BROKEN
 from vpipe_cli.transport.ssh.login import log_in
@@ -185,21 +185,3 @@ class Link:
 
 class _Busy(Exception):
     """The server hung up before it said hello: too many are connecting."""
-
-
-class Proxy(socket.socket):
-    """The user's own ProxyCommand, run as ssh runs it, as a socket. It ends with it: its far end may be dead."""
-
-    def __init__(self, command: str) -> None:
-        ours, theirs = socket.socketpair()
-        super().__init__(fileno=ours.detach())
-        argv = ["/bin/sh", "-c", f"exec {command}"]
-        with theirs:
-            end, nowhere = theirs.fileno(), subprocess.DEVNULL
-            self.process = subprocess.Popen(argv, stdin=end, stdout=end, stderr=nowhere, start_new_session=True)
-        threading.Thread(target=self.process.wait, daemon=True).start()
-
-    def close(self) -> None:
-        """Also ends the command."""
-        super().close()
-        self.process.terminate()
