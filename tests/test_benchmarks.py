@@ -46,7 +46,7 @@ def test_pipeline_prints_a_record_for_each_contestant(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     entries = [*pipeline.bsp(2, 4), *pipeline.asp(2, 6, 2), pipeline.two_versions(2, 8)]
-    entries += pipeline.plain(4) if name == "real" else []
+    entries += pipeline.plain(4) if name == "real" else [pipeline.bare(2, 6)]
     monkeypatch.setattr(pipeline, "cases", lambda quick: [pipeline_case(name, entries)])
     assert pipeline.main(["--quick"]) == 0
     records = printed(capsys)
