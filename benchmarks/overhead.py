@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import mean, median
 from typing import Any
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from benchmarks import ranks
 from benchmarks.contestants import CPU
 from benchmarks.layers import sleepers
-from benchmarks.pipeline import KB, Case, asp, bsp, measure, note
+from benchmarks.pipeline import KB, Case, asp, bare, bsp, measure, note
 from worker.communication import Address, Communicator, Expected
 from worker.data.base import TensorSpec
 from worker.trace import Stopwatch
@@ -37,13 +38,19 @@ FIELDS = (
 )
 SLEEPS = (0.0, 0.001, 0.010)
 """Seconds asleep in the forward, the input gradient and the weight gradient each."""
+OFTENER = 10
+"""Repeats, for each one asked for, of what does not sleep: it is short, and its differences are small."""
 
 
 def cases(sleep: float, minibatches: int, repeats: int) -> Iterator[Case]:
-    """1F1B with and without a flush, the flush once for all minibatches: on one rank without messages, and on two."""
+    """1F1B with and without a flush, the flush once for all minibatches: on one rank without messages, and on two.
+
+    On two also without a runtime: the actions, the updates and the messages of the stream alone.
+    """
     for count in (1, 2):
         entries = [*bsp(count, minibatches, ("1f1b",))[:-1], *asp(count, minibatches, minibatches)[:-1]]
-        chosen = tuple(entry for entry in entries if count > 1 or entry.runtime != "torch")
+        entries.append(replace(bare(count, minibatches), in_flight=None))
+        chosen = tuple(entry for entry in entries if count > 1 or entry.runtime not in ("torch", "bare"))
         workload = partial(sleepers, count, 64 * KB, sleep, sleep, sleep)
         yield Case(f"{_name(sleep)}, p{count}", workload, count, 64 * KB, chosen, repeats, 120.0)
 
@@ -94,8 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = False
     for sleep in SLEEPS:
         try:
-            print(json.dumps(messages(sleep, chosen.minibatches, chosen.repeats)), flush=True)
-            for case in cases(sleep, chosen.minibatches, chosen.repeats):
+            repeats = chosen.repeats if sleep else OFTENER * chosen.repeats
+            print(json.dumps(messages(sleep, chosen.minibatches, repeats)), flush=True)
+            for case in cases(sleep, chosen.minibatches, repeats):
                 for record in measure(case):
                     print(json.dumps({field: record[field] for field in FIELDS}), flush=True)
         except ranks.RankFailure as error:

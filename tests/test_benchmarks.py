@@ -62,7 +62,7 @@ def test_overhead_prints_a_record_for_each_runtime(
     assert overhead.main(["--minibatches", "4", "--repeats", "1"]) == 0
     found = [(record["runtime"], record["sync_mode"]) for record in printed(capsys)]
     alone, together = [("vpipe", "bsp"), ("vpipe", "asp")], [("torch", "bsp"), ("vpipe", "bsp"), ("vpipe", "asp")]
-    assert found == [("messages", None), *alone, *together]
+    assert found == [("messages", None), *alone, *together, ("bare", "asp")]
 
 
 def test_a_schedule_that_vpipe_refuses_is_left_out_with_a_note(capsys: pytest.CaptureFixture[str]) -> None:
