@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from worker import alike, eager
+from worker import alike, eager, trace
 from worker import optimizer as optim
 from worker import topology as topo
 from worker.communication import Communicator, Expected
@@ -39,8 +38,7 @@ LOSSES = "losses"
 """Ride along when gradients are summed over replicas."""
 
 
-@dataclass(frozen=True)
-class UpdateOf:
+class UpdateOf(NamedTuple):
     """An update of one stage: its last minibatch, and how many minibatches and steps it is over.
 
     Under ASP with one minibatch per step, replicas update together: as many steps at once as there are replicas.
@@ -51,8 +49,7 @@ class UpdateOf:
     steps: int
 
 
-@dataclass(frozen=True)
-class Feed:
+class Feed(NamedTuple):
     """What the first stage puts into the pipeline for one minibatch; ``targets`` include LOSS_WEIGHTS."""
 
     inputs: Mapping[str, Tensor]
@@ -115,7 +112,8 @@ class StageRuntime:
     def versions(self) -> int:
         """Versions of the weights that take memory of their own: the current one, and those that graphs still read."""
         storages = {id(graph.version.storage) for graph in self._graphs.values()}
-        return len(storages | {id(self.stash.current.storage)})
+        storages.add(id(self.stash.current.storage))
+        return len(storages)
 
     def version_of(self, action: Action) -> int | None:
         """Updates that went into the weights of ``action``; of an update, those before it."""
@@ -158,7 +156,7 @@ class StageRuntime:
         graph, weights = self._graphs[minibatch], self._loss_weights.pop(minibatch, None)
         if weights is not None and graph.factor != 1.0:
             weights = weights * graph.factor
-        with self.stash.collecting(graph.version, graph.factor, give) if give else nullcontext():
+        with self.stash.collecting(graph.version, graph.factor, give) if give else trace.NOTHING:
             results = self.stage.backward(graph, gradients, weights)
         self._send({topo.gradient(name, stage - 1): tensor for name, tensor in results.items()}, stage - 1, minibatch)
 
@@ -241,7 +239,7 @@ class StageRuntime:
             eager.step(self.optimizer)
             for parameter in self.stash.parameters.values():
                 parameter.grad = None
-        self.stash.after_update(changed=is_finite)
+        self.stash.after_update()
         self.updates += 1
         losses, self._losses = self._losses, []
         return losses
@@ -279,7 +277,7 @@ class StageRuntime:
     def _check_loss(self, sums: Tensor, weights: Tensor) -> None:
         """A loss must have one sum for each term, and something to train."""
         layer = self.stage.layers[-1].name
-        if TensorSpec.of(sums) != TensorSpec.of(weights):
+        if sums.shape != weights.shape or sums.dtype != weights.dtype:
             raise ModelError(
                 f"layer {layer} gives a loss of {TensorSpec.of(sums)}, not {TensorSpec.of(weights)}",
                 "the last layer gives, in float32, one sum over its targets for each name in Model.losses",

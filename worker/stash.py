@@ -16,8 +16,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 Slot = tuple[nn.Module, str]
@@ -29,19 +31,22 @@ Give = Callable[[str, Tensor], None]
 
 @dataclass
 class Storage:
-    """The memory that one or more versions share, by full name; ``readers`` counts the graphs in flight on it."""
+    """The memory that one or more versions share: the owned parameters by full name, and the leaves on them.
+
+    ``readers`` counts the graphs in flight on it.
+    """
 
     tensors: Mapping[str, Tensor]
+    leaves: Mapping[str, Tensor]
     readers: int = 0
 
 
-@dataclass(frozen=True)
-class Version:
+class Version(NamedTuple):
     """Leaves by full parameter name. ``number`` counts the updates that went into the owned ones."""
 
     number: int
     leaves: Mapping[str, Tensor]
-    storage: Storage = field(repr=False)
+    storage: Storage
 
 
 class WeightStash:
@@ -79,8 +84,9 @@ class WeightStash:
         """Sum of the gradients collected since the last update, by full name."""
         self._installed: Mapping[str, Tensor] | None = None
         self._received: dict[str, Tensor] = {}
-        self._spare: Mapping[str, Tensor] | None = None
-        self._versions = deque([self._fresh(0)], maxlen=keep + 1)
+        self._spare: Storage | None = None
+        self._written: Storage | None = None
+        self._versions = deque([self._on(self._own_storage(), 0)], maxlen=keep + 1)
 
     @property
     def current(self) -> Version:
@@ -104,10 +110,10 @@ class WeightStash:
         Args:
             older: the version before it; empty where there is none, and what asks for it gets the current one.
         """
-        current = self._fresh(number)
-        before = replace(current, number=number - 1)
+        current = self._on(self._own_storage(), number)
+        before = current._replace(number=number - 1)
         if older:
-            before = self._version(number - 1, older)
+            before = self._on(self._storage(older), number - 1)
         self._versions.extend([before, current])
         self._installed = None
 
@@ -196,46 +202,52 @@ class WeightStash:
         """Use ``value``, just received from its owner's stage, for the borrowed parameter ``name`` from now on."""
         self._received[name] = value.requires_grad_(name not in self._frozen)
         for index, version in enumerate(self._versions):
-            self._versions[index] = replace(version, leaves={**version.leaves, **self._received})
+            self._versions[index] = version._replace(leaves={**version.leaves, **self._received})
 
     def before_update(self) -> None:
         """Make the parameters safe to write: on a copy where a graph in flight reads them, in place where none does."""
         if not self._is_in_use():
             return
-        spare, self._spare = self._spare, None
+        self._written, self._spare = self._spare or self._another_storage(), None
         for name, parameter in self.parameters.items():
-            parameter.data = spare[name].copy_(parameter.data) if spare else parameter.data.clone()
+            parameter.data = self._written.tensors[name].copy_(parameter.data)
 
-    def after_update(self, changed: bool = True) -> None:
+    def after_update(self) -> None:
         """Begin the next version; the same weights under another number where the update was left out."""
         self.gradients.clear()
         number = self.current.number + 1
-        moved = changed and self._is_in_use()
+        written, self._written = self._written, None
         oldest = self._versions[0].storage
-        self._versions.append(self._fresh(number) if moved else replace(self.current, number=number))
+        self._versions.append(self._on(written, number) if written else self.current._replace(number=number))
         self._reuse(oldest)
 
     def _reuse(self, storage: Storage) -> None:
         """Keep memory that nobody needs any more for the next copy: writing to fresh pages costs far more."""
         if storage.readers == 0 and all(version.storage is not storage for version in self._versions):
-            self._spare = storage.tensors
+            self._spare = storage
 
     def _is_in_use(self) -> bool:
         """Whether an update must leave the current version's storage alone."""
         return self._stashes and (self._versions.maxlen != 1 or self.current.storage.readers > 0)
 
-    def _fresh(self, number: int) -> Version:
-        """A version on the parameters' present storage."""
-        return self._version(number, {name: parameter.data for name, parameter in self.parameters.items()})
+    def _on(self, storage: Storage, number: int) -> Version:
+        return Version(number, {**storage.leaves, **self._received} if self._received else storage.leaves, storage)
 
-    def _version(self, number: int, tensors: Mapping[str, Tensor]) -> Version:
-        """A version on the storage of ``tensors``, the owned parameters by full name."""
+    def _own_storage(self) -> Storage:
+        """That of the parameters at present."""
+        return self._storage({name: parameter.data for name, parameter in self.parameters.items()})
+
+    def _another_storage(self) -> Storage:
+        return self._storage({name: torch.empty_like(parameter.data) for name, parameter in self.parameters.items()})
+
+    def _storage(self, tensors: Mapping[str, Tensor]) -> Storage:
+        """With leaves on the memory of ``tensors``, the owned parameters by full name."""
         leaves = {name: self._leaf(name, tensors) for name in self.parameters}
         for name, owner in self.borrowed.items():
             if owner in self.parameters:
                 # A leaf of its own: gradients of each holder are summed apart, as they are when stages part them.
                 leaves[name] = self._leaf(owner, tensors)
-        return Version(number, {**leaves, **self._received}, Storage(tensors))
+        return Storage(tensors, leaves)
 
     def _leaf(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
         return tensors[name].data.requires_grad_(self.parameters[name].requires_grad)

@@ -152,7 +152,7 @@ class Bench:
                     eager.step(rule)
                     rule.zero_grad()
                 stage.stash.gradients.clear()
-                stage.stash.after_update(changed=True)
+                stage.stash.after_update()
 
     @contextmanager
     def _timed(self, index: int, kind: str) -> Iterator[None]:
