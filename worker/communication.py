@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -37,8 +37,7 @@ class Address(NamedTuple):
         return f"{self.what} of minibatch {self.minibatch}, rank {self.source} -> rank {self.destination}"
 
 
-@dataclass(frozen=True)
-class Expected:
+class Expected(NamedTuple):
     """A tensor that another rank will send."""
 
     address: Address
@@ -99,7 +98,7 @@ class Communicator:
 
     def receive_as(self, expected: Expected, shape: tuple[int, ...]) -> Receive | Share:
         """Start to receive a tensor whose header has told its shape."""
-        return self._post(replace(expected, spec=replace(expected.spec, shape=shape)))
+        return self._post(expected._replace(spec=replace(expected.spec, shape=shape)))
 
     def take_shared(self, expected: Expected) -> Tensor:
         """A tensor from a rank of this machine, once it is there. Raises StallError, PeerLost."""
@@ -186,8 +185,7 @@ class Communicator:
         return (address.minibatch * len(self._tags) + self._tags[address.what]) % 2**31
 
 
-@dataclass(frozen=True)
-class Receive:
+class Receive(NamedTuple):
     """A receive that has been posted."""
 
     communicator: Communicator
@@ -201,8 +199,7 @@ class Receive:
         return self.buffer
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     """A tensor that a rank of this machine will put into memory shared with this one."""
 
     communicator: Communicator
@@ -218,8 +215,7 @@ class Share:
         return self.communicator.take_shared(self.expected)
 
 
-@dataclass(frozen=True)
-class Announced:
+class Announced(NamedTuple):
     """A receive whose shape comes ahead of it."""
 
     communicator: Communicator
@@ -237,8 +233,7 @@ class Announced:
         return self.communicator.receive_as(self.expected, shape).wait()
 
 
-@dataclass(frozen=True)
-class Delivery:
+class Delivery(NamedTuple):
     """A tensor from one stage of this rank to another: it is there when it is needed, by the order of the actions."""
 
     local: dict[Address, Tensor]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from types import FunctionType
@@ -33,4 +34,9 @@ def spare_the_compiler() -> None:
 @torch.no_grad()
 def step(optimizer: Optimizer) -> None:
     """As ``optimizer.step()``, without what torch wraps around it for its compiler, its profiler and for hooks."""
-    inspect.unwrap(type(optimizer).step)(optimizer)
+    _bare(type(optimizer).step)(optimizer)
+
+
+@cache
+def _bare(method: Callable[..., Any]) -> Any:
+    return inspect.unwrap(method)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain, pairwise, tee
 
@@ -98,10 +99,12 @@ class Executor:
             progress.at(step, _named(first))
             trace.begin(step, first.stage)
             self._clock.start()
-            with trace.span(NAMES[first.kind], "", first.minibatch, self.stages[first.stage].version_of(first)):
+            update = None
+            with self._span(first):
                 if first.kind is Kind.UPDATE:
-                    self._before_update(joint)
-                update = self._execute(joint, following, inbox.take())
+                    update = self._update(joint, inbox)
+                else:
+                    self._act(first, following, inbox.take())
             self._clock.stop(first.kind)
             if first.kind is Kind.FORWARD:  # after it a rank holds most
                 self._clock.holds(*self._held())
@@ -116,22 +119,18 @@ class Executor:
     def _held(self) -> tuple[int, int]:
         """Minibatches in flight in all stages together, and versions of the weights of the one that has most."""
         runtimes = self.stages.values()
-        return sum(runtime.in_flight for runtime in runtimes), max(runtime.versions for runtime in runtimes)
+        return sum([runtime.in_flight for runtime in runtimes]), max([runtime.versions for runtime in runtimes])
 
     def _expected(self, joint: list[Action]) -> list[Expected]:
         return [expected for action in joint for expected in self.stages[action.stage].expected(action)]
 
-    def _before_update(self, joint: list[Action]) -> None:
-        """What an update gives to others, before it waits for what it takes from them."""
-        for action in joint:
-            runtime = self.stages[action.stage]
-            runtime.sum_over_replicas(self._rule.update_of(action))
-            runtime.return_borrowed(action.minibatch)
+    def _span(self, action: Action) -> AbstractContextManager[None]:
+        if not trace.is_on():
+            return trace.NOTHING
+        return trace.span(NAMES[action.kind], "", action.minibatch, self.stages[action.stage].version_of(action))
 
-    def _execute(self, joint: list[Action], following: list[Action], received: dict[str, Tensor]) -> Update | None:
-        action = joint[0]
-        if action.kind is Kind.UPDATE:
-            return self._update(joint, received)
+    def _act(self, action: Action, following: list[Action], received: dict[str, Tensor]) -> None:
+        """Anything but an update; ``following`` may be one, of this stage."""
         runtime = self.stages[action.stage]
         update = next((a for a in following if a.kind is Kind.UPDATE), None)
         if action.kind is Kind.FORWARD:
@@ -142,25 +141,29 @@ class Executor:
             runtime.input_gradient(action, received)
         else:
             runtime.weight_gradient(action, update)
-        return None
 
-    def _update(self, joint: list[Action], received: dict[str, Tensor]) -> Update:
+    def _update(self, joint: list[Action], inbox: Inbox) -> Update:
+        update = self._rule.update_of(joint[0])
         runtimes = [self.stages[action.stage] for action in joint]
+        for runtime in runtimes:  # they give to others before they wait for what they take from them
+            runtime.sum_over_replicas(update)
+            runtime.return_borrowed(update.minibatch)
+        received = inbox.take()
         gathered = [runtime.gather_gradients(received) for runtime in runtimes]
         gradients = {name: gradient for each in gathered for name, gradient in each.items()}
         is_checked = self.scaler is not None or self._rule.skips_nan
         is_finite = not is_checked or self._all_finite(gradients)
         norm = self._clip(gradients) if is_finite else None
         if not is_checked and (norm is None or not math.isfinite(norm)):
-            self._refuse_not_finite(joint, gathered)
-        step = self._rule.step_of(joint[0].minibatch)
+            self._refuse_not_finite(joint, update, gathered)
+        step = self._rule.step_of(update.minibatch)
         rate = optim.learning_rate(self._rule.spec, step, self._rule.steps, self._rule.replica_ratio, self._rule.delay)
         losses = [
             loss
             for runtime, own in zip(runtimes, gathered, strict=True)
             for loss in runtime.apply(own, rate, is_finite)
         ]
-        return Update(step + 1, self._rule.update_of(joint[0]).minibatches, losses, rate, norm)
+        return Update(step + 1, update.minibatches, losses, rate, norm)
 
     def _all_finite(self, gradients: Mapping[str, Tensor]) -> bool:
         """Whether no gradient overflowed: anywhere under BSP, where all stages must agree; on this rank under ASP."""
@@ -172,11 +175,12 @@ class Executor:
             self.scaler.seen(not bad)
         return not bad
 
-    def _refuse_not_finite(self, joint: list[Action], gathered: Sequence[Mapping[str, Tensor]]) -> None:
+    def _refuse_not_finite(
+        self, joint: list[Action], update: UpdateOf, gathered: Sequence[Mapping[str, Tensor]]
+    ) -> None:
         """End the run: a loss may be finite where its gradient is not. Raises NonFiniteLoss."""
         for action, gradients in zip(joint, gathered, strict=True):
             if (name := not_finite(gradients)) is not None:
-                update = self._rule.update_of(action)
                 first, last = update.minibatch - update.minibatches + 1, update.minibatch
                 which = f"minibatch {last}" if first == last else f"minibatches {first} to {last}"
                 where = f"stage {action.stage}: the gradient of {name} is not finite"
@@ -209,12 +213,13 @@ def _with_joint_updates(actions: Iterable[Action]) -> Iterator[list[Action]]:
     """Each action alone, but the updates of several stages after the same minibatch together."""
     joint: list[Action] = []
     for action in actions:
-        if joint and (action.kind, action.minibatch) != (Kind.UPDATE, joint[0].minibatch):
+        is_update = action.kind is Kind.UPDATE
+        if joint and not (is_update and action.minibatch == joint[0].minibatch):
             yield joint
             joint = []
-        joint.append(action)
-        if action.kind is not Kind.UPDATE:
-            yield joint
-            joint = []
+        if is_update:
+            joint.append(action)
+        else:
+            yield [action]
     if joint:
         yield joint

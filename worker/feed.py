@@ -34,6 +34,7 @@ class Feeder:
         self._device = device
         self._waiting = waiting
         self._ahead: dict[int, Feed] = {}
+        self._weights: dict[tuple[int, ...], Tensor] = {}
 
     def __call__(self, number: int) -> Feed:
         """Minibatch ``number``.
@@ -50,15 +51,24 @@ class Feeder:
         minibatches = {number: read(self._source, number + self._offset) for number in numbers}
         if len({len(minibatch.counts) for minibatch in minibatches.values()}) > 1:
             raise DataError(f"minibatches {numbers[0]} to {numbers[-1]} count targets of more and of fewer losses")
-        totals = [sum(counts) for counts in zip(*(m.counts for m in minibatches.values()), strict=True)]
-        weights = torch.tensor([1 / max(1, total) for total in totals], dtype=torch.float32)
+        totals = tuple(sum(counts) for counts in zip(*(m.counts for m in minibatches.values()), strict=True))
+        weights = self._one_over(totals)
         # A step's minibatches that are left over belong to other replicas.
         self._ahead = {
-            number: Feed(self._placed(minibatch.inputs), self._placed({**minibatch.targets, LOSS_WEIGHTS: weights}))
+            number: Feed(self._placed(minibatch.inputs), {**self._placed(minibatch.targets), LOSS_WEIGHTS: weights})
             for number, minibatch in minibatches.items()
         }
 
-    def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _one_over(self, totals: tuple[int, ...]) -> Tensor:
+        """The same tensor as for the step before where the numbers are the same: most steps have as many targets."""
+        if totals not in self._weights:
+            weights = torch.tensor([1 / max(1, total) for total in totals], dtype=torch.float32)
+            self._weights = {totals: weights.to(self._device)}
+        return self._weights[totals]
+
+    def _placed(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if self._device.type == "cpu":
+            return tensors
         return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -29,8 +30,7 @@ ASK_SECONDS = 0.1
 """Between two questions for the peak of memory: the kernel's answer costs as much as a small action."""
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(NamedTuple):
     """What an update says of itself.
 
     ``step`` counts from 1; ``minibatches`` are those it covers, on all replicas; ``losses`` are means by loss term, on

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
+
+from worker.trace import NOTHING
 
 LOSS_SCALE = "loss scale"
 """Under fp16 this float32 tensor of shape (1,) crosses every cut with a minibatch: the factor of its gradients."""
@@ -22,7 +24,7 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def arithmetic(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[object]:
     """What a layer runs in. Weights are cast anew each time, for they may be another version."""
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
+    return NOTHING if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
 
 
 def rounded(value: Tensor, dtype: torch.dtype | None) -> Tensor:

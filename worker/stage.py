@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -185,7 +184,7 @@ class Stage:
                 done = self.stash.collector(graph.version, graph.factor, give)
             self.stash.hand_out(graph.version, graph.factor)
             deferred.run(graph.later, done)
-        self.stash.collect(graph.version, graph.factor)
+            self.stash.collect(graph.version, graph.factor)
         self.stash.release(graph.version)
 
     def _give_whole(self, graph: Graph, give: Give) -> None:
@@ -233,7 +232,7 @@ class Stage:
         """One layer with the weights of ``version`` and the random numbers of ``minibatch``, now or again later."""
         self.stash.install(version)
         seed_layer(self._seed, minibatch, self.first_layer + position, self.device)
-        with arithmetic(self._dtype, self.device), Deferred(later) if self._split else nullcontext():
+        with arithmetic(self._dtype, self.device), Deferred(later) if self._split else trace.NOTHING:
             outputs = outputs_of(self.layers[position], self.modules[position](*args))
         if self.outgoing is None and position == len(self.layers) - 1:
             return outputs  # the loss stays float32

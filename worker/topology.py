@@ -13,6 +13,9 @@ from worker.flow import Cut
 from worker.schedule import Action, Kind
 from worker.spec.job import Plan
 
+Needed = tuple[int, str, TensorSpec]
+"""From which stage what comes, and its shape and dtype."""
+
 
 @dataclass(frozen=True)
 class Tie:
@@ -132,13 +135,19 @@ class Topology:
 
     def expected(self, action: Action, fresh: Collection[str]) -> list[Expected]:
         """What ``action`` needs from other ranks; ``fresh``: borrowed weights with a new version for it."""
-        if action.kind is Kind.FORWARD:
-            return list(self._for_forward(action.minibatch, fresh))
-        if action.kind in (Kind.BACKWARD, Kind.INPUT_GRAD):
-            return list(self._for_backward(action.minibatch))
         if action.kind is Kind.WEIGHT_GRAD:
             return []
-        return [self._shared_gradient(tie, action.minibatch) for tie in self.lent]
+        if action.kind is Kind.UPDATE:
+            return [self._shared_gradient(tie, action.minibatch) for tie in self.lent]
+        needed = self._for_backward
+        if action.kind is Kind.FORWARD:
+            borrowed = [(t.owner_stage, weight(t.borrower), t.spec) for t in self.borrowed if t.borrower in fresh]
+            needed = [*self._for_forward, *borrowed]
+        minibatch = action.minibatch
+        return [
+            Expected(Address(what, self._rank_of(stage, minibatch), self.rank, minibatch), spec)
+            for stage, what, spec in needed
+        ]
 
     def to(self, stage: int, what: str, minibatch: int) -> Address:
         """The address of a message about ``minibatch`` from here to ``stage``."""
@@ -164,25 +173,20 @@ class Topology:
         source = borrowers[self.plan.ranks_of(self.stage).index(self.rank) % len(borrowers)]
         return Expected(Address(weight_gradient(tie.borrower), source, self.rank, minibatch), tie.spec)
 
-    def _from(self, stage: int, what: str, spec: TensorSpec, minibatch: int) -> Expected:
-        return Expected(Address(what, self._rank_of(stage, minibatch), self.rank, minibatch), spec)
+    @cached_property
+    def _for_forward(self) -> list[Needed]:
+        """But for borrowed weights."""
+        if self.is_first:
+            return []
+        before = [(self.stage - 1, activation(name, self.stage), spec) for name, spec in self.incoming.specs.items()]
+        return before + [(0, target(name), spec) for name, spec in self.targets.items() if self.is_last]
 
-    def _for_forward(self, minibatch: int, fresh: Collection[str]) -> Iterator[Expected]:
-        if not self.is_first:
-            for name, spec in self.cuts[self.stage].specs.items():
-                yield self._from(self.stage - 1, activation(name, self.stage), spec, minibatch)
-            if self.is_last:
-                for name, spec in self.targets.items():
-                    yield self._from(0, target(name), spec, minibatch)
-        for tie in self.borrowed:
-            if tie.borrower in fresh:
-                yield self._from(tie.owner_stage, weight(tie.borrower), tie.spec, minibatch)
-
-    def _for_backward(self, minibatch: int) -> Iterator[Expected]:
-        if self.outgoing is not None:
-            for name in sorted(self.outgoing.differentiable):
-                spec = self.outgoing.specs[name]
-                yield self._from(self.stage + 1, gradient(name, self.stage), spec, minibatch)
+    @cached_property
+    def _for_backward(self) -> list[Needed]:
+        if self.outgoing is None:
+            return []
+        specs, names = self.outgoing.specs, sorted(self.outgoing.differentiable)
+        return [(self.stage + 1, gradient(name, self.stage), specs[name]) for name in names]
 
 
 def first_uses(owner: Iterable[tuple[int, int]], borrowers: int) -> Iterator[int]:

@@ -35,7 +35,8 @@ class _Recorder:
 
 
 _now = _Recorder()
-_NOTHING: AbstractContextManager[None] = nullcontext()
+NOTHING: AbstractContextManager[None] = nullcontext()
+"""For a `with` that may have nothing to do: to make one costs more than to enter it."""
 
 
 class _Timed:
@@ -109,7 +110,7 @@ def is_on() -> bool:
 
 def span(kind: str, what: object = "", minibatch: int = -1, version: int | None = None) -> AbstractContextManager[None]:
     """Record the time inside, if this step is recorded."""
-    return _Timed(kind, str(what), minibatch, version, None) if _now.is_on else _NOTHING
+    return _Timed(kind, str(what), minibatch, version, None) if _now.is_on else NOTHING
 
 
 def flush() -> None:

@@ -6,8 +6,8 @@ Printed, an action is its stage, its letter and its minibatch, as torch.distribu
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Kind(str, Enum):
@@ -20,8 +20,7 @@ class Kind(str, Enum):
     UPDATE = "U"
 
 
-@dataclass(frozen=True)
-class Action:
+class Action(NamedTuple):
     """What one (virtual) stage does with one minibatch; for an update, the last minibatch it covers.
 
     ``version`` is set on a forward that must not use the newest weights: the number of updates behind those it uses.

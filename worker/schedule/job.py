@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import chain, cycle, islice, takewhile
 from math import gcd, lcm
 
@@ -152,7 +151,7 @@ def _over(spec: ClusterSpec, plan: Plan, rank: int, minibatches: range) -> Itera
         if action.kind is Kind.UPDATE:
             group = (action.minibatch - first) // len(ranks)
             end = last if pipeline.sync_mode == "bsp" else min(last, first + (group + 1) * len(ranks) - 1)
-            action = action if action.minibatch == end else replace(action, minibatch=end)
+            action = action if action.minibatch == end else action._replace(minibatch=end)
         yield action
     if end != last:  # a replica without a minibatch takes part in the update all the same
         yield from (Action(each, Kind.UPDATE, last) for each in stages)
