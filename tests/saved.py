@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from tests import harness, ranks, toy
+from tests.rig import wait_for
 from worker import data, models
 from worker.build import Builder
 from worker.checkpoint import layout, manifest, verify
@@ -157,13 +158,14 @@ def newest(folder: Path) -> tuple[int | None, list[str]]:
     return None, wrong
 
 
-def kill_at(step: int, only: int | None = None) -> Prepare:
-    """Every rank, or ``only`` one, kills itself once it has done ``step`` steps."""
+def kill_at(step: int, only: int | None = None, once: Callable[[], bool] = lambda: True) -> Prepare:
+    """Every rank, or ``only`` one, kills itself once it has done ``step`` steps, and ``once`` says so."""
     write = MetricsFile.write
 
     def mutant(self: MetricsFile, metrics: StepMetrics) -> None:
         write(self, metrics)
         if metrics.step >= step:
+            wait_for(once)
             os.kill(os.getpid(), 9)
 
     def prepare(rank: int) -> None:
