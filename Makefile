@@ -14,7 +14,7 @@ SEED ?= 1
 # Tests import a small part of what they install: that is compiled when it is first imported, and so it must be written.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: run test check clean testbed testbed-down faults soak
+.PHONY: run test hosts image check clean testbed testbed-down faults soak
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
@@ -22,11 +22,16 @@ run: $(VENV)/run.stamp
 	@echo
 	@echo "next: . $(BIN)/activate, then: vpipe logs --rank 1, vpipe status, vpipe init; README.md tells the rest"
 
-test: check
+test:
+	$(MAKE) --no-print-directory -j 2 --output-sync check image
+	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder
+
+hosts:
 	tests/testbed/install
 	tests/apptainer/install
+
+image: hosts $(VENV)/test.stamp
 	$(BIN)/python -m tests.apptainer
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .
