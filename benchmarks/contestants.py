@@ -36,6 +36,7 @@ TORCH_SCHEDULES: dict[str, Any] = {
     "1f1b": pipelining.Schedule1F1B,
     "interleaved": pipelining.ScheduleInterleaved1F1B,
     "interleaved-zb": pipelining.ScheduleInterleavedZeroBubble,
+    "zb-v": pipelining.ScheduleZBVZeroBubble,
 }
 """Those of torch.distributed.pipelining, by the name of vpipe's nearest."""
 
@@ -71,13 +72,14 @@ class Entry:
 
     def plan(self, workload: Workload, ranks: int) -> Plan:
         """Which layers run where."""
-        chunks = CHUNKS if self.schedule in ("interleaved", "interleaved-zb") else 1
+        chunks = CHUNKS if self.schedule in ("interleaved", "interleaved-zb", "zb-v") else 1
         return Plan(
             partition=workload.partition(ranks * chunks),
             recompute_ratio=[self.recompute_ratio] * ranks * chunks,
             reason="a benchmark",
             replicas=[1] * ranks * chunks,
             chunks=chunks,
+            folds=self.schedule == "zb-v",
         )
 
     def job(self, workload: Workload, ranks: int) -> Job:

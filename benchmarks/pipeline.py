@@ -42,7 +42,7 @@ class Case:
     deadline: float
 
 
-SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb-h1")
+SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-v")
 KB, MB = 2**10, 2**20
 HURRY = 0.8
 """Share of a deadline after which no repeat may end."""

@@ -38,6 +38,7 @@ def job_of(
         reason="a test",
         replicas=replicas or [1] * stages,
         chunks=chunks,
+        folds=spec.pipeline.schedule == "zb-v",
     )
     placements = [
         Placement(rank=rank, stage=plan.stages_of(rank)[0], host="localhost", device="cpu", threads=1)

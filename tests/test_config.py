@@ -197,6 +197,14 @@ VALUES = {
         "machines: [cpu*3]\npipeline: {replicas: [2, 1], sync_mode: bsp, schedule: interleaved}",
         [":2:22: pipeline.replicas: is [2, 1]; interleaved needs equally many for all stages, which share their ranks"],
     ),
+    "depth of zb-v": (
+        M + "pipeline: {in_flight: 3, sync_mode: bsp, schedule: zb-v}",
+        [":2:23: pipeline.in_flight: must be left out: zb-v has one depth, that of 1f1b"],
+    ),
+    "three stages a device under zb-v": (
+        M + "pipeline: {stages: 6, sync_mode: bsp, schedule: zb-v}",
+        [":2:20: pipeline.stages: is 6 but machines gives 2 devices; zb-v needs 2 stages for each"],
+    ),
     "stages that do not fill groups of replicas": (
         "machines: [cpu*4]\npipeline: {stages: 3, replicas: 2, sync_mode: bsp, schedule: interleaved}",
         [

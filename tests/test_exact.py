@@ -15,7 +15,7 @@ from worker.data.base import Source
 from worker.models.base import Model
 from worker.precision import LossScaler
 from worker.schedule.job import rank_actions
-from worker.spec.cluster import BertSpec, ClusterSpec, DataSpec, OptimizerSpec, PipelineSpec, RunSpec
+from worker.spec.cluster import CHUNKED, BertSpec, ClusterSpec, DataSpec, OptimizerSpec, PipelineSpec, RunSpec
 from worker.spec.job import Job, StageTimes
 from worker.stash import WeightStash
 
@@ -79,9 +79,9 @@ def test_ranks_on_many_machines_are_exact(sync_mode: str, counts: list[int], tmp
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("recompute", [0.0, 1.0])
-@pytest.mark.parametrize("order", ["interleaved", "zb-h1", "zb-h2", "zb-auto", "none"])
+@pytest.mark.parametrize("order", ["interleaved", "zb-v", "zb-h1", "zb-h2", "zb-auto", "none"])
 def test_every_flushing_schedule_is_exact(order: str, recompute: float, tied: bool, tmp_path: Path) -> None:
-    partition, chunks = ([2, 1, 2, 1], 2) if order == "interleaved" else ([2, 3, 1], 1)
+    partition, chunks = ([2, 1, 2, 1], 2) if order in CHUNKED else ([2, 3, 1], 1)
     job = harness.job_of(spec("bsp", order, per_step=6), partition, recompute, chunks=chunks)
     assert_exact(job, tmp_path, toy.model(tied=tied))
 
@@ -155,14 +155,16 @@ def test_replicas_are_exact(sync_mode: str, counts: list[int], tmp_path: Path) -
     assert_exact(job, tmp_path, toy.model(tied=tied))
 
 
-@pytest.mark.parametrize(("order", "counts"), [("zb-h2", [2, 1, 2]), ("interleaved", [3, 3, 3, 3])])
+@pytest.mark.parametrize(
+    ("order", "counts"), [("zb-h2", [2, 1, 2]), ("interleaved", [3, 3, 3, 3]), ("zb-v", [2, 2, 2, 2])]
+)
 def test_replicas_of_several_stages_are_exact(order: str, counts: list[int], tmp_path: Path) -> None:
     """Where weight gradients leave as they are made, and where a rank sums for two stages; in many buckets."""
 
     def mutate() -> None:
         replicas.BUCKET_ELEMENTS = 50
 
-    partition, chunks = ([1, 2, 2, 1], 2) if order == "interleaved" else ([2, 2, 2], 1)
+    partition, chunks = ([1, 2, 2, 1], 2) if order in CHUNKED else ([2, 2, 2], 1)
     job = harness.job_of(spec("bsp", order, steps=5, per_step=7), partition, 0.5, counts, chunks)
     assert_exact(job, tmp_path, prepare=mutate)
 

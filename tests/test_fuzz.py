@@ -23,7 +23,16 @@ from worker.communication import Address, Communicator
 from worker.errors import ScheduleError
 from worker.executor import Executor
 from worker.schedule.job import prove
-from worker.spec.cluster import OWN_DEPTH, REPLICATED, SYNC_MODES, ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
+from worker.spec.cluster import (
+    CHUNKED,
+    OWN_DEPTH,
+    REPLICATED,
+    SYNC_MODES,
+    ClusterSpec,
+    OptimizerSpec,
+    PipelineSpec,
+    RunSpec,
+)
 from worker.spec.job import Job
 
 FLUSHING = [name for name, modes in SYNC_MODES.items() if "bsp" in modes]
@@ -93,7 +102,7 @@ MATRIX = pairwise(
     [True, False],
     [0.0, 0.5, 1.0],
     [0.5, None],
-    fits=lambda schedule, replicas, *_: schedule != "interleaved" or len(set(replicas)) < 2,
+    fits=lambda schedule, replicas, *_: schedule not in CHUNKED or len(set(replicas)) < 2,
 )
 
 
@@ -103,13 +112,13 @@ def test_matrix_of_flushing_schedules(
 ) -> None:
     """Of the 384 cases of schedule x replicas x tied x recompute x clip, so many that every pair of them is met."""
     partition, chunks = ((2, 4), 1)
-    if schedule == "interleaved":
+    if schedule in CHUNKED:
         partition, replicas, chunks = (1, 2, 2, 1), 2 * replicas, 2
     assert_case(Case(schedule, "bsp", partition, replicas, tied, recompute, clip, per_step=4, chunks=chunks))
 
 
 PARTITIONS = [(6,), (1, 5), (3, 3), (5, 1), (2, 2, 2), (1, 4, 1), (1, 2, 2, 1), (3, 1, 1, 1)]
-CHUNKED = [((1, 2, 2, 1), 2), ((2, 1, 1, 2), 2), ((1, 1, 1, 1, 1, 1), 2), ((1, 1, 1, 1, 1, 1), 3)]
+CHUNKS = [((1, 2, 2, 1), 2), ((2, 1, 1, 2), 2), ((1, 1, 1, 1, 1, 1), 2), ((1, 1, 1, 1, 1, 1), 3)]
 REPLICAS = {2: [(2, 2), (2, 1), (1, 2), (3, 2), (1, 3)], 3: [(1, 2, 1), (2, 1, 2), (1, 3, 1), (1, 1, 2)]}
 
 
@@ -117,14 +126,15 @@ REPLICAS = {2: [(2, 2), (2, 1), (1, 2), (3, 2), (1, 3)], 3: [(1, 2, 1), (2, 1, 2
 def cases(draw: st.DrawFn) -> Case:
     schedule = draw(st.sampled_from(sorted(SYNC_MODES)))
     sync_mode = draw(st.sampled_from(SYNC_MODES[schedule]))
-    partition, chunks = draw(st.sampled_from(CHUNKED if schedule == "interleaved" else [(p, 1) for p in PARTITIONS]))
+    several = [(p, chunks) for p, chunks in CHUNKS if chunks == 2 or schedule != "zb-v"]
+    partition, chunks = draw(st.sampled_from(several if schedule in CHUNKED else [(p, 1) for p in PARTITIONS]))
     replicas: tuple[int, ...] = ()
-    if schedule == "interleaved":
+    if schedule in CHUNKED:
         replicas = len(partition) * (draw(st.integers(1, 2)),)
     elif schedule in REPLICATED and len(partition) in REPLICAS and draw(st.booleans()):
         replicas = draw(st.sampled_from(REPLICAS[len(partition)]))
     accumulates = sync_mode == "bsp" or schedule in ("2bw", "accumulate")
-    has_own_depth = schedule == "none" or (replicas and schedule in OWN_DEPTH)
+    has_own_depth = schedule in ("none", "zb-v") or (replicas and schedule in OWN_DEPTH)
     return Case(
         schedule,
         sync_mode,
@@ -260,6 +270,7 @@ def make_late_and_far() -> None:
         Case("1f1b", "bsp", (2, 4), (1, 3), per_step=5),
         Case("gpipe", "bsp", (1, 2, 2, 1), per_step=4),
         Case("interleaved", "bsp", (1, 2, 2, 1), per_step=4, chunks=2),
+        Case("zb-v", "bsp", (1, 2, 2, 1), per_step=5, chunks=2),
         Case("interleaved", "bsp", (1, 2, 2, 1), (2, 2, 2, 2), per_step=5, chunks=2),
         Case("zb-h2", "bsp", (2, 2, 2), per_step=5),
         Case("zb-h2", "bsp", (2, 4), (2, 3), per_step=5),

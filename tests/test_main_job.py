@@ -103,6 +103,7 @@ def test_any_number_of_stages_ends_with_the_same_weights(shell: Shell) -> None:
         ["machines=[cpu]"],
         ["machines=[cpu*3]", "recompute_ratio=0.5", "pipeline.schedule=zb-h1"],
         ["machines=[cpu*2]", "pipeline.schedule=interleaved"],
+        ["machines=[cpu*2]", "pipeline.schedule=zb-v"],
     ]
     digests = {json.loads(shell.run("launch", *way, *common))["result"]["weights_sha256"] for way in ways}
     assert len(digests) == 1

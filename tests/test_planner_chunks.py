@@ -11,23 +11,25 @@ from hypothesis import strategies as st
 from tests.test_planner import bert, chain, layers
 from worker.errors import ScheduleError, UsageError
 from worker.planner.choose import OutOfMemory, choose, evaluate
+from worker.planner.chunked import unfolded
 from worker.planner.costs import Fleet
 from worker.planner.scheme import Scheme
 from worker.planner.solve import Freedom
 from worker.spec.profile import LayerProfile, LinkProfile, Profile
 
-INTERLEAVED = Scheme("interleaved", "bsp", 4, chunks=2)
+INTERLEAVED, ZB_V = (Scheme(name, "bsp", 4, chunks=2) for name in ("interleaved", "zb-v"))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.parametrize("scheme", [INTERLEAVED, ZB_V], ids=lambda scheme: scheme.schedule)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(layers(), min_size=5, max_size=7))
-def test_no_cut_is_faster_than_the_bound(chain: list[LayerProfile]) -> None:
+def test_no_cut_is_faster_than_the_bound(scheme: Scheme, chain: list[LayerProfile]) -> None:
     profile, fleet = Profile(layers=chain), Fleet.of(2)
     plans = [
-        evaluate(profile, fleet, INTERLEAVED, [b - a for a, b in pairwise((0, *cuts, len(chain)))], [1] * 4, [0.0] * 4)
+        evaluate(profile, fleet, scheme, [b - a for a, b in pairwise((0, *cuts, len(chain)))], [1] * 4, [0.0] * 4)
         for cuts in combinations(range(1, len(chain)), 3)
     ]
-    chosen = choose(profile, fleet, [INTERLEAVED], Freedom())
+    chosen = choose(profile, fleet, [scheme], Freedom())
     steps = [plan.step_seconds for plan in plans]
     assert chosen.lower_bound <= min(steps) * (1 + 1e-9) <= chosen.step_seconds * (1 + 2e-9)
 
@@ -52,6 +54,22 @@ def test_equal_layers_come_in_equal_stages_with_the_bubble_of_the_schedule() -> 
     assert plan.partition == [1] * 8
     assert plan.step_seconds == pytest.approx((8 + 3 / 2) * 6)
     assert plan.loads == pytest.approx([6.0] * 4)
+
+
+def test_zb_v_is_never_idle_where_all_parts_take_as_long() -> None:
+    plan = choose(chain(*[1.0] * 8), Fleet.of(4), [Scheme("zb-v", "bsp", 8, chunks=2)], Freedom())
+    assert (plan.partition, plan.loads) == ([1] * 8, pytest.approx([6.0] * 4))
+    assert plan.step_seconds == pytest.approx(8 * 6)
+
+
+def test_zb_v_turns_back_at_the_last_device() -> None:
+    there = LinkProfile(latency=1.0, forward=2.0, backward=3.0)
+    fleet = unfolded(Fleet.of(2, links=[there], speeds=[1.0, 2.0]), ZB_V)
+    assert fleet.speeds == (1.0, 2.0, 2.0, 1.0)
+    assert fleet.links[0] == there and fleet.links[1].latency == 0.0
+    assert fleet.links[2] == LinkProfile(latency=1.0, forward=3.0, backward=2.0)
+    plan = choose(chain(*[1.0] * 9, 3.0), Fleet.of(2), [ZB_V], Freedom())
+    assert plan.loads == pytest.approx([sum(plan.stages[s].pace for s in pair) for pair in ((0, 3), (1, 2))])
 
 
 def test_one_device_may_take_a_large_layer_and_a_small_stage() -> None:

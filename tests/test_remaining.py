@@ -76,10 +76,11 @@ def test_the_spares_there_are_come_first() -> None:
         ("{stages: 2, replicas: 3, sync_mode: bsp}", 2, [2, 2]),
         ("{partition: [1, 1, 2, 2, 2, 2], recompute_ratio: [0.5, 0, 0, 0, 0, 1]}", 4, 1),
         ("{schedule: interleaved, stages: 6, sync_mode: bsp}", 6, 1),
+        ("{schedule: zb-v, stages: 6, sync_mode: bsp}", 4, 1),
     ],
 )
 def test_the_pipeline_fits_what_is_left(pipeline: str, stages: int, replicas: object) -> None:
-    slots = "['a:0', 'b:0', 'c:0']" if "interleaved" in pipeline else "['a:0,1', 'b:0,1', 'c:0,1']"
+    slots = "['a:0', 'b:0', 'c:0']" if "schedule" in pipeline else "['a:0,1', 'b:0,1', 'c:0,1']"
     job(on=slots, more=f"pipeline: {pipeline}\nrun: {{min_ranks: 1}}\n")
     found = left(down="b").pipeline
     assert (found.stages, found.replicas) == (stages, replicas)

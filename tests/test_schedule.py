@@ -87,6 +87,15 @@ def test_interleaved_picture() -> None:
     ]
 
 
+def test_zb_v_picture() -> None:
+    """Stages 0 and 3 are on the first rank, 1 and 2 on the second."""
+    ranks = build("zb-v", "bsp", Setting(2, range(3), chunks=2))
+    assert [" ".join(map(str, rank)) for rank in ranks] == [
+        "0F0 0F1 0F2 3F0 3I0 3W0 3F1 3I1 3W1 0I0 0W0 3F2 3I2 3W2 0I1 0W1 0I2 0W2 0U2 3U2",
+        "1F0 2F0 1F1 2F1 2I0 2W0 1F2 1I0 1W0 2F2 2I1 2W1 1I1 2I2 1I2 1W1 2W2 1W2 1U2 2U2",
+    ]
+
+
 def test_in_flight_spreads_over_the_cuts() -> None:
     assert picture(build("1f1b", "bsp", Setting(3, range(5), in_flight=5))) == cleandoc("""
         F0 F1 F2 F3 F4 B0 B1 B2 B3 B4 U4
@@ -127,6 +136,12 @@ def test_interleaved_is_torchs(stages: int, minibatches: int, chunks: int) -> No
     assert computations(ours) == orders("Interleaved1F1B", stages, minibatches, chunks)
 
 
+@pytest.mark.parametrize(("stages", "minibatches"), [(1, 3), (2, 1), (2, 6), (3, 4), (4, 7), (4, 12), (5, 3)])
+def test_zb_v_is_torchs(stages: int, minibatches: int) -> None:
+    ours = build("zb-v", "bsp", Setting(stages, range(minibatches), chunks=2))
+    assert computations(ours) == orders("ZBVZeroBubble", stages, minibatches, 2)
+
+
 @pytest.mark.parametrize(("stages", "minibatches"), [(2, 1), (4, 4), (3, 7)])
 def test_gpipe_is_torchs(stages: int, minibatches: int) -> None:
     assert computations(build("gpipe", "bsp", Setting(stages, range(minibatches)))) == orders(
@@ -146,7 +161,7 @@ def test_1f1b_is_torchs_but_for_its_last_rank(stages: int, minibatches: int) -> 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    case=st.sampled_from([*CASES, ("interleaved", "bsp")]),
+    case=st.sampled_from([*CASES, ("interleaved", "bsp"), ("zb-v", "bsp")]),
     stages=st.integers(1, 7),
     minibatches=st.integers(1, 20),
     in_flight=st.none() | st.integers(1, 16),
@@ -157,7 +172,7 @@ def test_every_schedule_is_valid(
 ) -> None:
     """Whatever a generator does not refuse runs without a deadlock and within what it promises."""
     name, mode = case
-    chunks = 3 if SCHEDULES[name].is_chunked else 1
+    chunks = {"interleaved": 3, "zb-v": 2}.get(name, 1)
     try:
         ranks = build(name, mode, Setting(stages, range(minibatches), in_flight, chunks=chunks, per_update=per_update))
     except ScheduleError:
@@ -237,6 +252,8 @@ def test_updates_of_all_chunks_are_one() -> None:
         ("interleaved", "bsp", {}, "interleaved needs at least two chunks per rank"),
         ("interleaved", "bsp", {"chunks": 2, "minibatches": range(9)}, "9 minibatches do not fill rounds of 4"),
         ("interleaved", "bsp", {"chunks": 2, "in_flight": 3}, "rounds of 3 minibatches are too short for 4 stages"),
+        ("zb-v", "bsp", {"chunks": 3}, "zb-v needs two chunks per rank, not 3"),
+        ("zb-v", "bsp", {"chunks": 2, "in_flight": 3}, "zb-v has one depth"),
         ("2bw", "asp", {"per_update": 3}, "3 minibatches per update are fewer than the 4 in flight"),
     ],
 )

@@ -58,6 +58,7 @@ def test_bubble_rates_are_the_published_ones(row: tuple[float, ...]) -> None:
         ("interleaved", 4, 26.25, 26.25),
         ("zb-h1", 1, 27, 27),
         ("zb-h2", 1, 27, 24),
+        ("zb-v", 2, 25.5, 24),
     ],
 )
 def test_spans_of_four_equal_stages(name: str, chunks: int, makespan: float, cost: float) -> None:
@@ -75,6 +76,7 @@ def test_spans_of_four_equal_stages(name: str, chunks: int, makespan: float, cos
         ("interleaved", 4, [4.75, 4.25, 3.75, 3.25]),
         ("zb-h1", 1, [4, 4, 4, 4]),
         ("zb-h2", 1, [7, 7, 7, 7]),
+        ("zb-v", 2, [4, 4, 4, 4]),
     ],
 )
 def test_in_flight_of_four_stages(name: str, chunks: int, peaks: list[float]) -> None:

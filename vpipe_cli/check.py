@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from vpipe_cli import explain, machines, yamltree
 from vpipe_cli.yamltree import Mistake, Node, Place
-from worker.spec.cluster import ClusterSpec
+from worker.spec.cluster import CHUNKED, ClusterSpec
 from worker.spec.slurm import SlurmSpec
 
 MINIBATCHES_PER_STEP = 8
@@ -164,24 +164,26 @@ def _fill_engine(root: Node) -> list[Mistake]:
 
 
 def _default_stages(root: Node, slots: int) -> int:
-    """One stage per device, or for each ``replicas`` of them; two per device where they are interleaved."""
+    """One stage per device, or for each ``replicas`` of them; two per device where it holds several."""
     replicas = _value(root, "pipeline", "replicas")
     if isinstance(replicas, list):
         return len(replicas)
     row = max(1, slots // replicas) if type(replicas) is int and replicas > 1 else slots
-    return 2 * row if _value(root, "pipeline", "schedule") == "interleaved" else row
+    return 2 * row if _value(root, "pipeline", "schedule") in CHUNKED else row
 
 
 def _misfit(root: Node, stages: int, slots: int) -> str | None:
     """Why ``stages`` stages do not fit the devices, if they do not."""
     gives = "1 device" if slots == 1 else f"{slots} devices"
     replicas = _value(root, "pipeline", "replicas")
-    if _value(root, "pipeline", "schedule") == "interleaved":
+    schedule = _value(root, "pipeline", "schedule")
+    if schedule in CHUNKED:
         each = replicas[0].value if isinstance(replicas, list) and replicas else replicas
         each = each if type(each) is int and each > 1 else 1
-        fits = slots % each == 0 and stages >= 2 * (slots // each) and stages % (slots // each) == 0
+        chunks, rest = divmod(stages * each, slots)
+        fits = slots % each == 0 and not rest and (chunks == 2 or (chunks > 2 and schedule != "zb-v"))
         group = "each" if each == 1 else f"each {each} of them"
-        wants = f"interleaved needs 2, 3 ... stages for {group}"
+        wants = f"{schedule} needs {'2' if schedule == 'zb-v' else '2, 3 ...'} stages for {group}"
         return None if fits else f"is {stages} but machines gives {gives}; {wants}"
     if isinstance(replicas, list) and all(type(each.value) is int for each in replicas):
         ranks = sum(each.value for each in replicas)

@@ -19,7 +19,7 @@ from worker.planner import make_plan
 from worker.schedule.job import prove
 from worker.spec.cluster import ClusterSpec, Section
 from worker.spec.files import RunFiles
-from worker.spec.job import Job, Placement
+from worker.spec.job import Job, Placement, Plan
 
 
 class RankLaunch(Section):
@@ -210,12 +210,16 @@ def describe(launch: Launch) -> str:
     plan = launch.job.plan
     text = [f"run     {launch.run}", f"folder  {launch.folder}", f"plan    {plan.reason}", *_shipped(launch)]
     for rank, place in zip(launch.ranks, launch.job.ranks, strict=True):
-        layers, ratio = plan.layers_of(rank.stage), plan.recompute_ratio[rank.stage]
-        what = f"layers {layers[0]}-{layers[-1]} ({len(layers)}), recompute_ratio {ratio:g}, threads {place.threads}"
-        text += ["", f"rank {rank.rank} on {rank.host} {rank.device}: stage {rank.stage}, {what}"]
+        stages = ", ".join(_stage(plan, stage) for stage in plan.stages_of(rank.rank))
+        text += ["", f"rank {rank.rank} on {rank.host} {rank.device}: {stages}, threads {place.threads}"]
         text += [f"  {shlex.quote(f'{name}={value}')}" for name, value in rank.env.items()]
         text.append(f"  {shlex.join(rank.argv)}")
     return _in_place(launch, "\n".join(text))
+
+
+def _stage(plan: Plan, stage: int) -> str:
+    layers, ratio = plan.layers_of(stage), plan.recompute_ratio[stage]
+    return f"stage {stage}, layers {layers[0]}-{layers[-1]} ({len(layers)}), recompute_ratio {ratio:g}"
 
 
 def _in_place(launch: Launch, text: str) -> str:

@@ -207,7 +207,7 @@ def _others(asked: Problem, chosen: Chosen, bandwidth: float) -> Iterator[Planne
 
 def _fitting(asked: Problem, name: str, plan: Chosen) -> Planned:
     devices = asked.fleet.devices
-    rooms = [asked.fleet.room(stage.device % devices, stage.replicas) for stage in plan.stages]
+    rooms = [asked.fleet.room(plan.scheme.home(stage.device, devices), stage.replicas) for stage in plan.stages]
     fits = all(stage.cost.memory <= room for stage, room in zip(plan.stages, rooms, strict=True))
     return Planned(name, plan, fits)
 

@@ -14,7 +14,7 @@ from itertools import groupby
 from vpipe_cli import machines
 from vpipe_cli.machines import HERE, Slot
 from worker.errors import UnreachableError
-from worker.spec.cluster import REPLICATED, ClusterSpec
+from worker.spec.cluster import CHUNKED, REPLICATED, ClusterSpec
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def _planned_anew(spec: ClusterSpec, ranks: int) -> Iterator[str]:
     if pipeline.replicas != 1 and pipeline.schedule in REPLICATED and pipeline.stages:
         stages = min(pipeline.stages, ranks)
         replicas = [ranks // stages + (stage < ranks % stages) for stage in range(stages)]
-    if pipeline.schedule == "interleaved" and pipeline.stages:
-        stages = ranks * max(2, pipeline.stages // ranks)
+    if pipeline.schedule in CHUNKED and pipeline.stages:
+        stages = ranks * (2 if pipeline.schedule == "zb-v" else max(2, pipeline.stages // ranks))
     yield f"pipeline.stages={stages}"
     yield f"pipeline.replicas={json.dumps(replicas if max(replicas) > 1 else 1)}"
     yield "pipeline.partition=auto"

@@ -99,12 +99,8 @@ class Executor:
             progress.at(step, _named(first))
             trace.begin(step, first.stage)
             self._clock.start()
-            update = None
             with self._span(first):
-                if first.kind is Kind.UPDATE:
-                    update = self._update(joint, inbox)
-                else:
-                    self._act(first, following, inbox.take())
+                update = self._execute(joint, following, inbox)
             self._clock.stop(first.kind)
             if first.kind is Kind.FORWARD:  # after it a rank holds most
                 self._clock.holds(*self._held())
@@ -129,9 +125,11 @@ class Executor:
             return trace.NOTHING
         return trace.span(NAMES[action.kind], "", action.minibatch, self.stages[action.stage].version_of(action))
 
-    def _act(self, action: Action, following: list[Action], received: dict[str, Tensor]) -> None:
-        """Anything but an update; ``following`` may be one, of this stage."""
-        runtime = self.stages[action.stage]
+    def _execute(self, joint: list[Action], following: list[Action], inbox: Inbox) -> Update | None:
+        action = joint[0]
+        if action.kind is Kind.UPDATE:
+            return self._update(joint, inbox)
+        received, runtime = inbox.take(), self.stages[action.stage]
         update = next((a for a in following if a.kind is Kind.UPDATE), None)
         if action.kind is Kind.FORWARD:
             runtime.forward(action, received)
@@ -141,6 +139,7 @@ class Executor:
             runtime.input_gradient(action, received)
         else:
             runtime.weight_gradient(action, update)
+        return None
 
     def _update(self, joint: list[Action], inbox: Inbox) -> Update:
         update = self._rule.update_of(joint[0])

@@ -54,20 +54,20 @@ def own_part(job: Job, rank: int, totals: Totals, executor: Executor, left_out: 
 
 def _merged(job: Job, results: list[str], baseline: float, measured: Sequence[Evaluation | None]) -> Result:
     ranks = [json.loads(result) for result in results]
-    weights: dict[str, str] = {}
+    last, weights = ranks[job.loss_rank], dict[str, str]()
     for number, rank in enumerate(ranks):
         for name, digest in rank["weights"].items():
             if weights.setdefault(name, digest) != digest:
                 raise MismatchError(f"rank {number} ends with another {name} than the other replicas of its stage")
     return Result(
-        loss=measured[-1].loss if ranks[-1]["loss"] is None and measured and measured[-1] else ranks[-1]["loss"],
+        loss=measured[-1].loss if last["loss"] is None and measured and measured[-1] else last["loss"],
         baseline_loss=baseline,
-        samples_per_second=ranks[-1]["samples_per_second"],
+        samples_per_second=last["samples_per_second"],
         steps=job.spec.run.steps,
         seconds=max(rank["seconds"] for rank in ranks),
         stages=[_with_prediction(job, StageResult(**rank["stage"])) for rank in ranks],
         weights_sha256=hashlib.sha256("".join(weights[name] for name in sorted(weights)).encode()).hexdigest(),
-        step_seconds=ranks[-1]["step_seconds"],
+        step_seconds=last["step_seconds"],
         records_left_out=max(rank["left_out"][0] for rank in ranks) + sum(rank["left_out"][1] for rank in ranks),
         predicted_step_seconds=job.plan.predicted.step_seconds if job.plan.predicted else None,
     )

@@ -29,7 +29,9 @@ def simulate(
         typer.Option(metavar="FILE", help="JSON: a list with forward, input_grad, weight_grad of each stage"),
     ] = None,
     hop: Annotated[float, typer.Option(metavar="T", help="time of a tensor between two ranks")] = 0.0,
-    chunks: Annotated[int | None, typer.Option(metavar="V", help="virtual stages per rank; interleaved: 2")] = None,
+    chunks: Annotated[
+        int | None, typer.Option(metavar="V", help="virtual stages per rank; else 2 where several")
+    ] = None,
     in_flight: Annotated[int | None, typer.Option(metavar="D", help="minibatches admitted at once")] = None,
     per_update: Annotated[
         int | None, typer.Option(metavar="N", help="minibatches between updates; 2bw, accumulate")
@@ -48,7 +50,7 @@ def simulate(
 ) -> None:
     """Simulate a schedule: its time, its bubble, what each stage holds, and a timeline.
 
-    Schedules: none, gpipe, 1f1b, interleaved, zb-h1, zb-h2, zb-auto, 2bw, accumulate.
+    Schedules: none, gpipe, 1f1b, interleaved, zb-h1, zb-h2, zb-v, zb-auto, 2bw, accumulate.
     """
     from vpipe_cli.simulation import Request, run
 

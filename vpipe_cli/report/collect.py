@@ -59,7 +59,7 @@ def collect(run: Run) -> dict[str, Any]:
 def numbers(run: Run, job: Job, points: int = POINTS) -> dict[str, Any]:
     """What the ranks of a run measured: curves of at most ``points``, and of each rank where its time went."""
     ranks = [Steps.read(run.files.metrics(rank.rank)) for rank in job.ranks]
-    last = ranks[max(job.ranks, key=lambda rank: rank.stage).rank]
+    last = ranks[job.loss_rank]
     return {
         "losses": last.losses(points),
         "throughput": last.throughput(points),

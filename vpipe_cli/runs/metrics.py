@@ -101,7 +101,7 @@ class Meter:
         self._files, self._job = files, job
         self._offsets: dict[int, int] = {}
         self._recent: dict[int, deque[StepMetrics]] = {rank.rank: deque(maxlen=WINDOW) for rank in job.ranks}
-        self._last = max(job.ranks, key=lambda rank: rank.stage).rank
+        self._last = job.loss_rank
         self._curve = Curve()
 
     def update(self) -> None:

@@ -14,7 +14,7 @@ from vpipe_cli.runs.metrics import last_step
 from vpipe_cli.runs.state import queue_text, status
 from vpipe_cli.runs.store import Run
 from worker.errors import NotFinished
-from worker.spec.records import RankExit, Result, State
+from worker.spec.records import RankExit, Result, State, StepMetrics
 
 LAST_LINES = 30
 
@@ -71,7 +71,7 @@ def outcome(run: Run) -> Outcome:
     document = status(run)
     ranks = [_rank_line(rank) for rank in document["ranks"]]
     result = _result(run) if document["state"] == "succeeded" else None
-    newest = last_step(run.files.metrics(max(ranks, key=lambda rank: rank.stage).rank)) if ranks else None
+    newest = _newest(run)
     first = document["first_failure"]
     return Outcome(
         run=run.id,
@@ -86,6 +86,13 @@ def outcome(run: Run) -> Outcome:
         result=result,
         queue=queue_text(run) if document["queue"] else "",
     )
+
+
+def _newest(run: Run) -> StepMetrics | None:
+    try:
+        return last_step(run.files.metrics(placed_job(run).loss_rank))
+    except NotFinished:
+        return None
 
 
 def _rank_line(rank: dict[str, Any]) -> RankLine:

@@ -18,7 +18,7 @@ OF_STAGE = ("forward", "backward", "update", "wait", "memory")
 def scalars(run: Run) -> Iterator[Scalar]:
     """Rank by rank, in the order of steps; what a resumed run did again comes again. Raises NotFinished."""
     job = placed_job(run)
-    last = max(job.ranks, key=lambda rank: rank.stage).rank
+    last = job.loss_rank
     for rank in job.ranks:
         for _, line in logfilter.forward(str(run.files.metrics(rank.rank)), 0):
             if step := parse(line):

@@ -47,7 +47,7 @@ def row_of(trial: Trial, run: Run, warmup: int | None) -> Row:
 
 
 def _measured(run: Run, job: Job, stands: Outcome, warmup: int | None) -> dict[str, object]:
-    last = max(job.ranks, key=lambda rank: rank.stage).rank
+    last = job.loss_rank
     paced = without_warmup(steps_of(run, last), warmup)
     seconds = sum(step.seconds for step in paced)
     newest = {rank.rank: last_step(run.files.metrics(rank.rank)) for rank in job.ranks}

@@ -21,8 +21,9 @@ MEANS_SOMETHING = ("run.steps", "run.seed")
 def layout(manifest: Manifest, plan: Plan) -> list[str]:
     """What differs in who holds what: nothing of it changes a weight or an optimizer's state."""
     now = plan.model_dump(mode="json")
-    keys = ("partition", "replicas", "chunks")
-    return [f"{key} is {now[key]}, was {manifest.plan[key]}" for key in keys if now[key] != manifest.plan[key]]
+    before = {"folds": False, **manifest.plan}  # which older checkpoints do not say
+    keys = ("partition", "replicas", "chunks", "folds")
+    return [f"{key} is {now[key]}, was {before[key]}" for key in keys if now[key] != before[key]]
 
 
 def changes(manifest: Manifest, spec: ClusterSpec, plan: Plan, code: str) -> list[str]:

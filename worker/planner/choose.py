@@ -53,7 +53,10 @@ class Chosen:
     def loads(self) -> list[float]:
         """Seconds per minibatch of each stage's devices; of each device where several stages share it."""
         devices = len(self.stages) // self.chunks
-        return [sum(stage.pace for stage in self.stages[index::devices]) for index in range(devices)]
+        loads = [0.0] * devices
+        for index, stage in enumerate(self.stages):
+            loads[self.scheme.home(index, devices)] += stage.pace
+        return loads
 
     @property
     def partition(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Plans for several stages on each device: interleaved 1F1B, where stage s is on device s modulo their number.
+"""Plans for several stages on each device: interleaved 1F1B and ZB-V.
 
 The exact solver knows what a device holds because each is left for good; here every device comes back. So this search
 is not exact: it begins with the evenest cut into that many stages, then moves one cut by one layer at a time while that
@@ -20,10 +20,13 @@ from worker.planner.scheme import Scheme, actions
 from worker.planner.solve import Freedom, Placed, Solver
 from worker.planner.timing import EFFORT, Timing, timing
 from worker.schedule import Kind, Times
-from worker.spec.profile import Profile
+from worker.spec.profile import LinkProfile, Profile
 
 BUDGET = 10 * EFFORT
 """Most actions simulated while cuts are moved: about two seconds."""
+
+HERE = 1e18
+"""Bytes per second from a device to itself."""
 
 Cuts = tuple[int, ...]
 """Where each stage begins, and the end of the last."""
@@ -48,7 +51,7 @@ class Chunked:
         self.profile = profile
         self._fleet, self._scheme, self._ratio = fleet, scheme, ratio
         self._base = profile.base_bytes
-        self.costs = Costs(profile.model_copy(update={"base_bytes": 0}), unfolded(fleet, scheme.chunks), scheme)
+        self.costs = Costs(profile.model_copy(update={"base_bytes": 0}), unfolded(fleet, scheme), scheme)
 
     def best(self, partition: Sequence[int] | None) -> tuple[list[Placed], Timing]:
         """The best stages found, or those of ``partition``, with their step; they may not fit."""
@@ -72,7 +75,7 @@ class Chunked:
         """The stages between ``cuts``. ``StageCost.memory`` is that of its device, whatever it is."""
         recomputed, memory = [0] * self.stages, [0.0] * self._fleet.devices
         for device in range(self._fleet.devices):
-            own = range(device, self.stages, self._fleet.devices)
+            own = self._own(device)
             if self._ratio is not None:
                 for stage in own:
                     recomputed[stage] = int((cuts[stage + 1] - cuts[stage]) * self._ratio[stage] + 1e-9)
@@ -82,14 +85,14 @@ class Chunked:
         placed = []
         for stage, (start, end) in enumerate(pairwise(cuts)):
             seconds = self.costs.seconds(start, end, recomputed[stage], self.costs.seat(stage, 1))
-            cost = StageCost(seconds, recomputed[stage], memory[stage % self._fleet.devices])
+            cost = StageCost(seconds, recomputed[stage], memory[self._home(stage)])
             placed.append(Placed(start, end, stage, 1, cost))
         return placed
 
     def shortage(self, stages: Sequence[Placed]) -> float:
         """What they need of the memory there is: above 1 they do not fit."""
-        devices = self._fleet.devices
-        return max(stage.cost.memory / self._fleet.room(stage.device % devices, 1) for stage in stages[:devices])
+        row = stages[: self._fleet.devices]
+        return max(stage.cost.memory / self._fleet.room(stage.device, 1) for stage in row)
 
     def memory(self, device: int, own: Sequence[int], cuts: Cuts, recomputed: Sequence[int]) -> float:
         """Bytes of a device at its peak: what its stages hold, at the moment at which their minibatches take most."""
@@ -99,12 +102,18 @@ class Chunked:
 
     def loads(self, stages: Sequence[Placed]) -> list[float]:
         """Seconds per minibatch of each device."""
-        devices = self._fleet.devices
-        return [sum(stage.cost.seconds for stage in stages[device::devices]) for device in range(devices)]
+        return [sum(stages[each].cost.seconds for each in self._own(device)) for device in range(self._fleet.devices)]
 
     def timing(self, stages: Sequence[Placed]) -> Timing:
         """The simulated step."""
         return timing(self.profile, self.costs, stages, max(self.loads(stages)))
+
+    def _home(self, stage: int) -> int:
+        return self._scheme.home(stage, self._fleet.devices)
+
+    def _own(self, device: int) -> list[int]:
+        """The stages of a device."""
+        return [stage for stage in range(self.stages) if self._home(stage) == device]
 
     def _improved(self, cuts: Cuts) -> tuple[list[Placed], Timing]:
         """The best stages found from ``cuts`` on: those that fit before those that do not, then the fastest."""
@@ -149,26 +158,39 @@ class Chunked:
         times = [Times()] * self.stages
         found = []
         for device, own in enumerate(actions(self._scheme, [1] * self.stages, 1, times)):
-            held = dict.fromkeys(range(device, self.stages, self._fleet.devices), 0)
+            held = dict.fromkeys(self._own(device), 0)
             peaks = set()
             for action in own:
                 if action.kind is Kind.FORWARD:
                     held[action.stage] += 1
-                elif action.kind is Kind.BACKWARD:
+                elif action.kind in (Kind.BACKWARD, Kind.WEIGHT_GRAD):
                     peaks.add(tuple(held.values()))
                     held[action.stage] -= 1
             found.append(peaks)
         return found
 
 
-def unfolded(fleet: Fleet, chunks: int) -> Fleet:
-    """A device for every stage, without limits of memory; the way back from the last to the first is the worst link."""
-    links = fleet.links
-    if links:
-        back = max(links, key=lambda link: (1 / min(link.forward, link.backward), link.latency))
-        links = (*[*links, back] * (chunks - 1), *links)
-    stages = chunks * fleet.devices
-    return replace(fleet, speeds=fleet.speeds * chunks, memories=(inf,) * stages, links=links)
+def unfolded(fleet: Fleet, scheme: Scheme) -> Fleet:
+    """A device for every stage, without limits of memory, and the link before each."""
+    stages = scheme.chunks * fleet.devices
+    homes = [scheme.home(stage, fleet.devices) for stage in range(stages)]
+    return replace(
+        fleet,
+        speeds=tuple(fleet.speeds[home] for home in homes),
+        memories=(inf,) * stages,
+        links=tuple(_link(fleet.links, *pair) for pair in pairwise(homes)) if fleet.links else (),
+    )
+
+
+def _link(links: Sequence[LinkProfile], home: int, to: int) -> LinkProfile:
+    """From one device to another; the way from the last to the first is the worst link."""
+    if to == home:
+        return LinkProfile(forward=HERE, backward=HERE)
+    if to == home + 1:
+        return links[home]
+    if to == home - 1:
+        return links[to].model_copy(update={"forward": links[to].backward, "backward": links[to].forward})
+    return max(links, key=lambda link: (1 / min(link.forward, link.backward), link.latency))
 
 
 def _neighbours(cuts: Cuts) -> Iterator[Cuts]:

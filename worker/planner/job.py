@@ -12,7 +12,7 @@ from worker.planner.costs import Fleet
 from worker.planner.scheme import Scheme
 from worker.planner.solve import Freedom
 from worker.schedule.table import SCHEDULES
-from worker.spec.cluster import REPLICATED, SYNC_MODES, ClusterSpec, PipelineSpec
+from worker.spec.cluster import CHUNKED, REPLICATED, SYNC_MODES, ClusterSpec, PipelineSpec
 from worker.spec.job import Plan, Predicted, StageTimes
 from worker.spec.planner import PlannerSpec, size
 from worker.spec.profile import LinkProfile, Profile
@@ -21,7 +21,7 @@ MINIBATCHES_PER_STEP = 8
 DEPTHS = 4
 """Depths tried beyond a schedule's own, evenly spread."""
 CHUNKS = 2
-"""Stages a device under interleaved, where their number is not given."""
+"""Stages a device where it holds several and their number is not given."""
 
 
 def plan_job(spec: ClusterSpec, ranks: int, profile: Profile) -> Plan:
@@ -46,6 +46,7 @@ def plan_job(spec: ClusterSpec, ranks: int, profile: Profile) -> Plan:
         reason="given in cluster.yml" if is_given else f"auto: from measured layers; {why(profile, chosen)}",
         replicas=chosen.replicas,
         chunks=chosen.chunks,
+        folds=chosen.scheme.schedule == "zb-v",
         predicted=predicted(chosen),
         times=_times(chosen) if SCHEDULES[pipeline.schedule].is_searched else None,
     )
@@ -74,7 +75,8 @@ def why(profile: Profile, chosen: Chosen) -> str:
         loads = chosen.loads
         device, mean = loads.index(max(loads)), sum(loads) / len(loads)
         above = max(loads) / mean - 1 if mean else 0.0
-        stages = ", ".join(str(stage) for stage in range(device, len(chosen.stages), len(loads)))
+        own = (s for s in range(len(chosen.stages)) if chosen.scheme.home(s, len(loads)) == device)
+        stages = ", ".join(map(str, own))
         return (
             f"device {device} (stages {stages}) holds it up: {_ms(max(loads))} a minibatch, {above:.1%} above the mean"
         )
@@ -123,17 +125,18 @@ def fleet_of(
 def is_planned(pipeline: PipelineSpec) -> bool:
     """Whether measured layers can tell the plan."""
     most = max(pipeline.replicas) if isinstance(pipeline.replicas, list) else pipeline.replicas
-    return pipeline.schedule != "interleaved" or most == 1
+    return pipeline.schedule not in CHUNKED or most == 1
 
 
 def freedom_of(pipeline: PipelineSpec, devices: int, is_free: bool) -> Freedom:
     partition = None if pipeline.partition == "auto" else tuple(pipeline.partition)
     if not is_planned(pipeline):
         raise UsageError(
-            "schedule interleaved with replicas is not planned: neither stages nor ranks are on a device alone",
+            f"schedule {pipeline.schedule} with replicas is not planned: "
+            "neither stages nor ranks are on a device alone",
             "give its partition by hand, or leave out pipeline.replicas",
         )
-    if pipeline.schedule == "interleaved":
+    if pipeline.schedule in CHUNKED:
         return Freedom(partition=partition)
     if is_free:
         return Freedom(
@@ -155,7 +158,7 @@ def ratio_of(pipeline: PipelineSpec, devices: int, freedom: Freedom) -> tuple[fl
         return None
     if not isinstance(given, list):
         return (float(given),) * devices
-    if pipeline.schedule == "interleaved":
+    if pipeline.schedule in CHUNKED:
         return tuple(map(float, given))
     if freedom.replicas is None or len(given) != len(freedom.replicas):
         raise UsageError(f"recompute_ratio has {len(given)} entries, but the number of stages is another or free")
@@ -182,9 +185,9 @@ def schemes_of(pipeline: PipelineSpec, devices: int, every: bool, freedom: Freed
     names = [name for name, modes in SYNC_MODES.items() if mode in modes] if every else [pipeline.schedule]
     flush = pipeline.minibatches_per_step or max(MINIBATCHES_PER_STEP, devices)
     for name in names:
-        if name == "interleaved" and not freedom.is_straight:
+        if name in CHUNKED and not freedom.is_straight:
             continue
-        if name == "interleaved":
+        if name in CHUNKED:
             chunks = (pipeline.stages or 0) // devices if pipeline.schedule == name else 0
             depth = None if pipeline.in_flight == "auto" or every else pipeline.in_flight
             yield Scheme(name, mode, flush, depth, chunks or CHUNKS)

@@ -8,7 +8,7 @@ from worker.errors import UsageError
 from worker.planner.estimate import layer_flops
 from worker.planner.job import is_planned, plan_job
 from worker.planner.partition import balance
-from worker.spec.cluster import ClusterSpec
+from worker.spec.cluster import CHUNKED, ClusterSpec
 from worker.spec.job import Plan
 from worker.spec.profile import Profile
 
@@ -45,7 +45,8 @@ def make_plan(
         recompute_ratio=ratios,
         reason=reason,
         replicas=replicas,
-        chunks=sum(replicas) // ranks if spec.pipeline.schedule == "interleaved" else 1,
+        chunks=sum(replicas) // ranks if spec.pipeline.schedule in CHUNKED else 1,
+        folds=spec.pipeline.schedule == "zb-v",
     )
 
 

@@ -17,7 +17,7 @@ class Scheme:
     Args:
         minibatches: between two updates; 1 where an update follows every backward.
         in_flight: minibatches admitted at once; None: the schedule's own depth.
-        chunks: stages on each device: stage s is on device s modulo their number.
+        chunks: stages on each device, see ``home``.
     """
 
     schedule: str = "1f1b"
@@ -35,6 +35,11 @@ class Scheme:
     def keeps_versions(self) -> bool:
         """Whether updates may find a graph in flight on the weights they change."""
         return not self.flushes and SCHEDULES[self.schedule].stashes
+
+    def home(self, stage: int, devices: int) -> int:
+        """The device of a stage where each holds several: row after row, under zb-v every second one backwards."""
+        row, place = divmod(stage, devices)
+        return devices - 1 - place if self.schedule == "zb-v" and row % 2 else place
 
     def held(self, before: int, ranks: int, replicas: int) -> int:
         """Most minibatches in flight on a rank of a stage of so many ``replicas``, with ``before`` ranks before it.

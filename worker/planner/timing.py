@@ -111,15 +111,19 @@ def _period(scheme: Scheme, spans: Sequence[Sequence[Span]]) -> float:
 def _links(costs: Costs, stages: Sequence[Placed]) -> float:
     """Seconds per minibatch of the busiest link; with several chunks a device it carries as many cuts."""
     devices = costs.fleet.devices // costs.scheme.chunks
-    busy = dict.fromkeys(range(devices), 0.0)
+    busy: dict[frozenset[int], float] = {}
     for before, stage in pairwise(stages):
         seconds = costs.transfer(stage.start, stage.device, min(before.replicas, stage.replicas))
-        busy[stage.device % devices] += seconds
-    return max(busy.values())
+        ends = frozenset(costs.scheme.home(each.device, devices) for each in (before, stage))
+        busy[ends] = busy.get(ends, 0.0) + seconds
+    return max(busy.values(), default=0.0)
 
 
 def _idle(scheme: Scheme, stages: Sequence[Placed], step: float) -> tuple[float, ...]:
     devices = len(stages) // scheme.chunks
-    paces = [sum(stage.pace for stage in stages[index % devices :: devices]) for index in range(len(stages))]
-    busy = [pace * scheme.minibatches for pace in paces]
+    homes = [scheme.home(index, devices) for index in range(len(stages))]
+    paces = [0.0] * devices
+    for home, stage in zip(homes, stages, strict=True):
+        paces[home] += stage.pace
+    busy = [paces[home] * scheme.minibatches for home in homes]
     return tuple(max(0.0, 1 - each / step) if step else 0.0 for each in busy)

@@ -118,7 +118,7 @@ def _beginnings(spec: ClusterSpec, plan: Plan) -> list[int]:
 
 def _bounds(pipeline: PipelineSpec) -> tuple[int | None, int | None]:
     """What ``validate`` holds a schedule to: minibatches in flight where they are given, versions of the weights."""
-    in_flight = None if pipeline.in_flight == "auto" or pipeline.schedule == "interleaved" else pipeline.in_flight
+    in_flight = None if pipeline.in_flight == "auto" or SCHEDULES[pipeline.schedule].is_chunked else pipeline.in_flight
     entry = SCHEDULES[pipeline.schedule]
     is_bounded = pipeline.sync_mode == "bsp" or entry.keeps or not entry.stashes
     return in_flight, entry.keeps + 1 if is_bounded else None

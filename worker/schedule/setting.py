@@ -26,7 +26,8 @@ class Setting:
         minibatches: those of one rank, over one step under BSP, over the whole stream under ASP.
         in_flight: minibatches admitted at once; None: the schedule's own depth.
         replicas: ranks of each stage in the row; None: one each.
-        chunks: virtual stages per rank; rank r holds stages r, r + stages, r + 2 stages ...
+        chunks: virtual stages per rank; rank r holds stages r, r + stages, r + 2 stages ...; under
+            zb-v, which turns back, r and 2 stages - 1 - r.
         per_update: under ASP, a rank's minibatches between two updates where the schedule accumulates; None: stages.
         times: per stage, for a schedule that is searched; None: all equal.
         hop: time a tensor needs from one rank to the next, in the unit of ``times``.

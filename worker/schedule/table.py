@@ -12,6 +12,7 @@ from worker.schedule.action import Action
 from worker.schedule.interleaved import interleaved
 from worker.schedule.search import zb_auto
 from worker.schedule.setting import Setting, Times
+from worker.schedule.zb_v import zb_v
 
 Generator = Callable[[int, Setting], Iterator[Action]]
 """A rank's place in the row and the setting -> its Actions."""
@@ -48,6 +49,7 @@ SCHEDULES = {
     "interleaved": Schedule(bsp=interleaved, is_chunked=True),
     "zb-h1": Schedule(bsp=zero_bubble.zb_h1, splits_backward=True),
     "zb-h2": Schedule(bsp=zero_bubble.zb_h2, splits_backward=True),
+    "zb-v": Schedule(bsp=zb_v, is_chunked=True, splits_backward=True),
     "zb-auto": Schedule(bsp=zb_auto, is_searched=True, splits_backward=True),
     "2bw": Schedule(asp=generate.two_versions, keeps=1),
     "accumulate": Schedule(asp=generate.accumulate, stashes=False),
@@ -70,7 +72,8 @@ def generator(name: str, sync_mode: str, chunks: int = 1) -> Generator:
         modes = " or ".join(schedule.sync_modes)
         raise ScheduleError(f"schedule {name} does not run under sync_mode {sync_mode}", f"it needs sync_mode {modes}")
     if chunks > 1 and not schedule.is_chunked:
-        raise ScheduleError(f"schedule {name} runs one stage per rank, not {chunks} chunks", "interleaved runs several")
+        message = f"schedule {name} runs one stage per rank, not {chunks} chunks"
+        raise ScheduleError(message, "interleaved and zb-v run several")
     found: Generator = getattr(schedule, sync_mode)
     return found
 

@@ -30,12 +30,15 @@ SYNC_MODES = {
     "none": ("asp", "bsp"),
     "2bw": ("asp",),
     "accumulate": ("asp",),
-    **dict.fromkeys(("gpipe", "interleaved", "zb-h1", "zb-h2", "zb-auto"), ("bsp",)),
+    **dict.fromkeys(("gpipe", "interleaved", "zb-h1", "zb-h2", "zb-v", "zb-auto"), ("bsp",)),
 }
 """The sync_modes of every schedule."""
 
-REPLICATED = ("1f1b", "gpipe", "interleaved", "zb-h1", "zb-h2", "zb-auto", "none")
+REPLICATED = ("1f1b", "gpipe", "interleaved", "zb-h1", "zb-h2", "zb-v", "zb-auto", "none")
 """Schedules whose stages may have several ranks."""
+
+CHUNKED = ("interleaved", "zb-v")
+"""Schedules under which a rank holds several stages."""
 
 OWN_DEPTH = {"1f1b": "as many", "zb-h1": "as many", "zb-h2": "twice as many", "zb-auto": "as many"}
 """Schedules whose depth, with replicas, is worked out from the number of ranks; and how many minibatches that is."""
@@ -61,17 +64,21 @@ class PipelineSpec(Section):
     sync_mode: Literal["asp", "bsp"] = Field(
         "asp", description="asp: update after every backward, with weight stashing; bsp: flush, then update"
     )
-    schedule: Literal["1f1b", "gpipe", "interleaved", "zb-h1", "zb-h2", "zb-auto", "2bw", "accumulate", "none"] = Field(
+    schedule: Literal[
+        "1f1b", "gpipe", "interleaved", "zb-h1", "zb-h2", "zb-v", "zb-auto", "2bw", "accumulate", "none"
+    ] = Field(
         "1f1b",
         description="order of forwards and backwards; bsp: gpipe, 1f1b, interleaved (several stages per device), "
-        "zb-h1, zb-h2, zb-auto; asp: 1f1b, 2bw, accumulate; none: one minibatch at a time",
+        "zb-h1, zb-h2, zb-v (two stages per device, there and back), zb-auto; asp: 1f1b, 2bw, accumulate; "
+        "none: one minibatch at a time",
     )
     minibatches_per_step: Count | None = Field(
         None, description="bsp, 2bw and accumulate: minibatches between two updates; default 8, or stages if more"
     )
     replicas: Count | Annotated[list[Count], Field(min_length=1)] = Field(
         1,
-        description="ranks per stage that share its minibatches; or one number per stage, under interleaved all alike",
+        description="ranks per stage that share its minibatches; or one number per stage, all alike where a device "
+        "holds several stages",
     )
     in_flight: Literal["auto"] | Count = Field(
         "auto", description="minibatches admitted at once; auto: the schedule's own"
@@ -88,8 +95,8 @@ class PipelineSpec(Section):
         if self.replicas != 1 and self.schedule not in REPLICATED:
             message = f"needs schedule {', '.join(REPLICATED)}; {self.schedule} runs one rank per stage"
             yield Misfit(message, ("replicas", "schedule"))
-        elif self.schedule == "interleaved" and isinstance(self.replicas, list) and len(set(self.replicas)) > 1:
-            message = f"is {self.replicas}; interleaved needs equally many for all stages, which share their ranks"
+        elif self.schedule in CHUNKED and isinstance(self.replicas, list) and len(set(self.replicas)) > 1:
+            message = f"is {self.replicas}; {self.schedule} needs equally many for all stages, which share their ranks"
             yield Misfit(message, ("replicas", "schedule"))
         ratios = self.recompute_ratio if isinstance(self.recompute_ratio, list) else [self.recompute_ratio]
         if self.schedule == "accumulate" and any(ratio != "auto" and ratio for ratio in ratios):
@@ -106,6 +113,8 @@ class PipelineSpec(Section):
             yield Misfit("does not go with offload_ratio", ("compile", "offload_ratio"))
         if self.in_flight != "auto" and self.schedule == "none":
             yield Misfit("must be left out: with schedule none one minibatch is in flight", ("in_flight", "schedule"))
+        elif self.in_flight != "auto" and self.schedule == "zb-v":
+            yield Misfit("must be left out: zb-v has one depth, that of 1f1b", ("in_flight", "schedule"))
         elif self.in_flight != "auto" and self.schedule in OWN_DEPTH and self.replicas != 1:
             depth = f"{self.schedule} admits {OWN_DEPTH[self.schedule]} minibatches as there are ranks"
             message = f"must be left out: with replicas, {depth}"

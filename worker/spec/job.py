@@ -39,6 +39,7 @@ class Plan(Section):
     reason: str = Field(description="who chose the partition, and by which cost")
     replicas: list[int] = Field(description="ranks per stage; default one each")
     chunks: int = Field(1, description="stages per rank; over 1, stage s shares its ranks with s + stages / chunks ...")
+    folds: bool = Field(False, description="the way back: stage s shares its ranks with stage stages - 1 - s (zb-v)")
     predicted: Predicted | None = Field(None, description="where layers were measured")
     times: list[StageTimes] | None = Field(
         None, description="of every stage, where layers were measured and the schedule is searched for their times"
@@ -66,7 +67,9 @@ class Plan(Section):
 
     def ranks_of(self, stage: int) -> range:
         """The ranks that hold a stage, one for each replica."""
-        place = stage % self.row
+        turn, place = divmod(stage, self.row)
+        if self.folds and turn % 2:
+            place = self.row - 1 - place
         first = sum(self.replicas[:place])
         return range(first, first + self.replicas[place])
 
@@ -103,6 +106,11 @@ class Job(Section):
     spec: ClusterSpec
     plan: Plan
     ranks: list[Placement]
+
+    @property
+    def loss_rank(self) -> int:
+        """The first rank of the last stage, which measures the loss."""
+        return self.plan.ranks_of(self.plan.stages - 1)[0]
 
     def digest(self) -> str:
         """SHA-256 over everything that must be equal on all ranks, as hex."""
