@@ -63,6 +63,8 @@ class UpdateRule:
         minibatch = action.minibatch
         if self.minibatches_per_step > 1 or self.is_flush:
             return UpdateOf(minibatch, minibatch % self.minibatches_per_step + 1, 1)
+        if self.replicas == 1:
+            return UpdateOf(minibatch, 1, 1)
         drained = max((minibatch // every * every for every in self.drains_every), default=0)
         replicas = (minibatch - max(self.start, drained)) % self.replicas + 1
         return UpdateOf(minibatch, replicas, replicas)

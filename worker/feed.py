@@ -89,8 +89,9 @@ def read(source: Source, number: int) -> Minibatch:
 
 
 def _check(number: int, promised: Mapping[str, TensorSpec], given: Mapping[str, Tensor], varies: bool) -> None:
-    if odd := sorted(promised.keys() ^ given.keys()):
-        raise DataError(f"minibatch {number} has {_names(given)}, but the data promised {_names(promised)}: {odd[0]}")
+    if promised.keys() != given.keys():
+        odd = min(promised.keys() ^ given.keys())
+        raise DataError(f"minibatch {number} has {_names(given)}, but the data promised {_names(promised)}: {odd}")
     for name, spec in promised.items():
         value = given[name]
         if not isinstance(value, Tensor):

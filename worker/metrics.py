@@ -26,6 +26,9 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+IDLE = dict.fromkeys(Kind, 0.0)
+"""Seconds of each kind of action before a step has begun."""
+
 ASK_SECONDS = 0.1
 """Between two questions for the peak of memory: the kernel's answer costs as much as a small action."""
 
@@ -68,7 +71,7 @@ class StepClock:
         self._begin_step()
 
     def _begin_step(self) -> None:
-        self._busy = dict.fromkeys(Kind, 0.0)
+        self._busy = IDLE.copy()
         self._minibatches = self._in_flight = 0
         self._versions = 1
         self._waited_before = self._waiting.seconds
@@ -101,7 +104,7 @@ class StepClock:
                 other_losses=update.losses[1:],
                 lr=update.rate,
                 forward=self._busy[Kind.FORWARD],
-                backward=sum(self._busy[kind] for kind in (Kind.BACKWARD, Kind.INPUT_GRAD, Kind.WEIGHT_GRAD)),
+                backward=self._busy[Kind.BACKWARD] + self._busy[Kind.INPUT_GRAD] + self._busy[Kind.WEIGHT_GRAD],
                 update=self._busy[Kind.UPDATE],
                 wait=self._waiting.seconds - self._waited_before,
                 seconds=now - self._step_ended,

@@ -25,10 +25,8 @@ class Narrator:
             parameters = sum(parameter.numel() for parameter in stage.stash.parameters.values())
             first, last = stage.layers[0].name, stage.layers[-1].name
             recomputed = len(stage.layers) - stage.first_recomputed
-            _say(
-                f"{first} to {last}: {len(stage.layers)} layers, {recomputed} of them recomputed, "
-                f"{parameters / 1e6:.2f} M parameters"
-            )
+            what = f"{first} to {last}: {len(stage.layers)} layers" if first != last else f"{first}: 1 layer"
+            _say(f"{what}, {recomputed} of them recomputed, {parameters / 1e6:.2f} M parameters")
 
     def step(self, step: StepMetrics) -> None:
         """Take in a step; say something if it is time."""
