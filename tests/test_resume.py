@@ -57,6 +57,7 @@ WAYS = {
     "gpipe": job_of(spec(order="gpipe", name="lamb"), [3, 3]),
     "interleaved": job_of(spec(order="interleaved", per_step=4, name="muon"), [2, 1, 2, 1], chunks=2),
     "zb-h1": job_of(spec(order="zb-h1", name="sgd", momentum=0.9)),
+    "zb-v": job_of(spec(order="zb-v", per_step=4), [2, 1, 2, 1], chunks=2),
     "asp": job_of(spec("asp"), recompute_ratio=0.5),
     "2bw": job_of(spec("asp", "2bw"), [3, 3]),
     "accumulate": job_of(spec("asp", "accumulate"), [3, 3]),
