@@ -29,9 +29,7 @@ def simulate(
         typer.Option(metavar="FILE", help="JSON: a list with forward, input_grad, weight_grad of each stage"),
     ] = None,
     hop: Annotated[float, typer.Option(metavar="T", help="time of a tensor between two ranks")] = 0.0,
-    chunks: Annotated[
-        int | None, typer.Option(metavar="V", help="virtual stages per rank; else 2 where several")
-    ] = None,
+    chunks: Annotated[int | None, typer.Option(metavar="V", help="virtual stages per rank, 2 if several")] = None,
     in_flight: Annotated[int | None, typer.Option(metavar="D", help="minibatches admitted at once")] = None,
     per_update: Annotated[
         int | None, typer.Option(metavar="N", help="minibatches between updates; 2bw, accumulate")
