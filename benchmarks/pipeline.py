@@ -228,6 +228,18 @@ def is_offered(entry: Entry, workload: Workload, ranks: int) -> bool:
     return True
 
 
+def longer(case: Case, minibatches: int) -> Case:
+    """The same case with streams of so many ``minibatches``, and more time in proportion."""
+
+    def stretched(entry: Entry) -> Entry:
+        is_stream = entry.per_update == 1 and entry.runtime != "limit"
+        return replace(entry, minibatches=minibatches) if is_stream else entry
+
+    entries = tuple(map(stretched, case.entries))
+    before, after = (sum(entry.minibatches for entry in each) for each in (case.entries, entries))
+    return replace(case, entries=entries, deadline=case.deadline * max(1.0, after / before))
+
+
 def note(text: str) -> None:
     """For people: standard output is for records."""
     print(text, file=sys.stderr, flush=True)
@@ -240,12 +252,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this")
     parser.add_argument("--bytes", type=int, metavar="N", help="cases whose activations have so many bytes")
     parser.add_argument("--repeats", type=int, metavar="N", help="in place of a case's own, with as much more time")
+    parser.add_argument("--stream", type=int, metavar="N", help="minibatches of streams, with as much more time")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     failed = False
     for case in cases(chosen.quick):
         if chosen.only not in case.name or chosen.bytes not in (None, case.activation_bytes):
             continue
+        if chosen.stream:
+            case = longer(case, chosen.stream)
         if chosen.repeats:
             deadline = case.deadline * max(1.0, chosen.repeats / case.repeats)
             case = replace(case, repeats=chosen.repeats, deadline=deadline)

@@ -65,6 +65,14 @@ def test_overhead_prints_a_record_for_each_runtime(
     assert found == [("messages", None), *alone, *together, ("bare", "asp")]
 
 
+def test_only_streams_are_made_longer_and_get_more_time() -> None:
+    case = pipeline_case("sleep", [*pipeline.bsp(2, 8, ("1f1b",)), *pipeline.asp(2, 8, 4)])
+    longer = pipeline.longer(case, 40)
+    assert [entry.minibatches for entry in case.entries] == [8, 8, 8, 8, 4, 8, 8]
+    assert [entry.minibatches for entry in longer.entries] == [8, 8, 8, 8, 4, 40, 40]
+    assert longer.deadline == pytest.approx(case.deadline * 116 / 52)
+
+
 def test_a_schedule_that_vpipe_refuses_is_left_out_with_a_note(capsys: pytest.CaptureFixture[str]) -> None:
     entries = [Entry("limit", "bsp", "none", 4, 4), Entry("vpipe", "bsp", "2bw", 4, 4)]
     assert list(pipeline.measure(pipeline_case("sleep", entries))) == []
