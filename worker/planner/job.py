@@ -46,7 +46,7 @@ def plan_job(spec: ClusterSpec, ranks: int, profile: Profile) -> Plan:
         reason="given in cluster.yml" if is_given else f"auto: from measured layers; {why(profile, chosen)}",
         replicas=chosen.replicas,
         chunks=chosen.chunks,
-        folds=chosen.scheme.schedule == "zb-v",
+        folds=chosen.scheme.folds,
         predicted=predicted(chosen),
         times=_times(chosen) if SCHEDULES[pipeline.schedule].is_searched else None,
     )

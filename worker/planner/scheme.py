@@ -8,6 +8,7 @@ from itertools import chain
 
 from worker.schedule import Action, Setting, Times, num_warmup
 from worker.schedule.table import SCHEDULES, generator
+from worker.spec.job import home
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Scheme:
     chunks: int = 1
 
     @property
+    def folds(self) -> bool:
+        """Whether every second row of stages goes back over the devices."""
+        return self.schedule == "zb-v"
+
+    @property
     def flushes(self) -> bool:
         """Whether the pipeline drains before each update."""
         return self.sync_mode == "bsp"
@@ -37,9 +43,8 @@ class Scheme:
         return not self.flushes and SCHEDULES[self.schedule].stashes
 
     def home(self, stage: int, devices: int) -> int:
-        """The device of a stage where each holds several: row after row, under zb-v every second one backwards."""
-        row, place = divmod(stage, devices)
-        return devices - 1 - place if self.schedule == "zb-v" and row % 2 else place
+        """The device of a stage where each holds several."""
+        return home(stage, devices, self.folds)
 
     def held(self, before: int, ranks: int, replicas: int) -> int:
         """Most minibatches in flight on a rank of a stage of so many ``replicas``, with ``before`` ranks before it.

@@ -31,6 +31,12 @@ class StageTimes(Section):
     weight_grad: float
 
 
+def home(stage: int, row: int, folds: bool) -> int:
+    """The place in a row of a stage where each place holds several: row after row, or every second one backwards."""
+    turn, place = divmod(stage, row)
+    return row - 1 - place if folds and turn % 2 else place
+
+
 class Plan(Section):
     """Which layers run where, and how much of each stage is recomputed."""
 
@@ -67,9 +73,7 @@ class Plan(Section):
 
     def ranks_of(self, stage: int) -> range:
         """The ranks that hold a stage, one for each replica."""
-        turn, place = divmod(stage, self.row)
-        if self.folds and turn % 2:
-            place = self.row - 1 - place
+        place = home(stage, self.row, self.folds)
         first = sum(self.replicas[:place])
         return range(first, first + self.replicas[place])
 
