@@ -264,11 +264,12 @@ def test_a_cut_in_the_middle_is_noticed(testbed: Testbed, cable: str, tmp_path: 
 
 def test_half_an_output_is_never_taken_for_the_whole(testbed: Testbed) -> None:
     host, hosts, machine = one(testbed)
+    begun = host.path("/var/tmp/begun")
     with hosts, ThreadPoolExecutor(4) as pool:
         for _ in range(5):
-            script = "head -c 100000 /dev/zero; echo >/var/tmp/begun; exec sleep 1000"
+            script = "head -c 100000 /dev/zero; echo >>/var/tmp/begun; exec sleep 1000"
             halves = [pool.submit(machine.run, ["sh", "-c", script], timeout=60) for _ in range(3)]
-            until(lambda: host.path("/var/tmp/begun").exists(), "a command")
+            until(lambda: begun.exists() and begun.stat().st_size == 3, "all three")  # one that begins later would live
             for pid in host.logins():
                 os.kill(pid, 9)
             with suppress(UnreachableError):
