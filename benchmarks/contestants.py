@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import pipelining
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from benchmarks.layers import Workload
 from worker import compiling, models, optimizer
@@ -19,12 +20,13 @@ from worker.communication import Address, Communicator, Expected
 from worker.data.base import TensorSpec
 from worker.feed import Feeder
 from worker.process import cache_folder
-from worker.schedule import Action, Kind
-from worker.schedule.job import minibatches_per_step, prove
+from worker.schedule import Kind
+from worker.schedule.job import minibatches_per_step, prove, rank_actions
 from worker.spec.cluster import ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
 from worker.spec.job import Job, Placement, Plan
 from worker.spec.records import StepMetrics
 from worker.trace import Stopwatch
+from worker.update_rules import FusedAdam
 
 CPU = torch.device("cpu")
 CHUNKS = 2
@@ -131,23 +133,19 @@ class Vpipe:
         waiting = Stopwatch()
         if job.spec.pipeline.compile:
             compiling.prepare(cache_folder())
-        self._builder = Builder(job, workload.model, workload.source.signature, rank, CPU)
+        builder = Builder(job, workload.model, workload.source.signature, rank, CPU)
         feed = Feeder(workload.source, minibatches_per_step(job.spec), CPU, waiting) if rank == 0 else None
-        self._executor = self._builder.executor(feed, waiting, _ignore)
-        self._minibatches = job.spec.run.steps * minibatches_per_step(job.spec)
-        self._runs = 0
+        self._executor = builder.executor(feed, waiting, _ignore)
+        self._job, self._rank = job, rank
+        self._done = 0
 
     def __call__(self) -> None:
-        """All minibatches of the job; numbers of minibatches and versions go on from the run before."""
-        minibatches = self._runs * self._minibatches
-        updates = max(stage.updates for stage in self._executor.stages.values())
-        self._runs += 1
-        self._executor.run(_moved(action, minibatches, updates) for action in self._builder.actions())
-
-
-def _moved(action: Action, minibatches: int, updates: int) -> Action:
-    version = None if action.version is None else action.version + updates
-    return Action(action.stage, action.kind, action.minibatch + minibatches, version)
+        """All steps of the job; numbers of minibatches and versions go on from the run before."""
+        first, spec = self._done, self._job.spec
+        self._done += spec.run.steps
+        run = spec.run.model_copy(update={"steps": self._done})
+        longer = spec.model_copy(update={"run": run})
+        self._executor.run(rank_actions(longer, self._job.plan, self._rank, first))
 
 
 def _ignore(step: StepMetrics) -> None:
@@ -179,7 +177,7 @@ class Training:
         self.weight = 1 / (workload.source.minibatch(0).counts[0] * entry.per_update)
         self.entry = entry
         named = {f"{i}.{name}": p for i, part in enumerate(parts) for name, p in part.body.named_parameters()}
-        self.optimizer = optimizer.build(entry.rule, named)
+        self.optimizer = _torchs(optimizer.build(entry.rule, named))
 
     def update(self) -> None:
         """The optimizer's step."""
@@ -191,6 +189,14 @@ class Training:
         """For each minibatch of a run, whether an update follows it."""
         for number in range(1, self.entry.minibatches + 1):
             yield number % self.entry.per_update == 0
+
+
+def _torchs(rule: Optimizer | None) -> Optimizer | None:
+    """torch's own in place of vpipe's Adam, for that is what anybody without vpipe has."""
+    if not isinstance(rule, FusedAdam):
+        return rule
+    groups = [{key: group[key] for key in ("params", "weight_decay")} for group in rule.param_groups]
+    return torch.optim.AdamW(groups, lr=rule.defaults["lr"], fused=True)
 
 
 class Alone(Training):
@@ -261,7 +267,7 @@ class Bare(Training):
             self._wire.send(hidden.grad, Address("back", self._rank, self._rank - 1, number))
 
     def _receive(self, what: str, source: int, number: int) -> Tensor:
-        return self._wire.post(Expected(Address(what, source, self._rank, number), self._spec)).wait()
+        return self._wire.post(Expected(Address(what, source, self._rank, number), self._spec))()
 
 
 class OneProcess(Training):

@@ -171,9 +171,15 @@ def _fresh(like: Tensor) -> Tensor:
     return _ready_made(tuple(like.shape), like.device.type).detach()
 
 
+def _sleep(seconds: float) -> None:
+    """Not at all for 0: the kernel would take that for some 55 microseconds, and the processor would go idle."""
+    if seconds:
+        time.sleep(seconds)
+
+
 def _slept(seconds: float) -> Tensor:
     """In place of a weight's gradient."""
-    time.sleep(seconds)
+    _sleep(seconds)
     return torch.zeros(1, 1)
 
 
@@ -187,7 +193,7 @@ class _SleepForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, pulse: Tensor, seconds: float, put_off: Callable[[], None] | None) -> Tensor:
         ctx.put_off = put_off
-        time.sleep(seconds)
+        _sleep(seconds)
         return _fresh(x)
 
     @staticmethod
@@ -207,7 +213,7 @@ class _SleepBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        time.sleep(ctx.seconds)
+        _sleep(ctx.seconds)
         return _fresh(gradient), None
 
 

@@ -64,7 +64,7 @@ def messages(sleep: float, minibatches: int, repeats: int) -> dict[str, Any]:
             there, back = Address("there", 0, 1, number), Address("back", 1, 0, number)
             if rank == 0:
                 wire.send(tensor, there)
-            wire.post(Expected(back if rank == 0 else there, spec)).wait()
+            wire.post(Expected(back if rank == 0 else there, spec))()
             time.sleep(3 * sleep)
             if rank == 1:
                 wire.send(tensor, back)

@@ -96,7 +96,7 @@ def add_steps(files: RunFiles, first: int, last: int, ranks: int = 2) -> None:
     for rank in range(ranks):
         with files.metrics(rank).open("a") as file:
             for step in range(first, last + 1):
-                file.write(step_metrics(rank, step, ranks - 1).model_dump_json(exclude_defaults=True) + "\n")
+                file.write(step_metrics(rank, step, ranks - 1).line() + "\n")
 
 
 def add_exit(files: RunFiles, rank: int, **more: Any) -> RankExit:

@@ -83,7 +83,7 @@ def test_every_kind_of_tensor_arrives_as_it_was_sent(varying: tuple[str, ...], t
             if rank == 0:
                 mine.send(tensor, wanted.address)
             else:
-                received.append(mine.post(wanted).wait())
+                received.append(mine.post(wanted)())
         mine.finish()
         return received
 
@@ -99,7 +99,7 @@ def test_what_varies_arrives_in_the_shape_it_has(tmp_path: Path) -> None:
             mine.send(torch.ones(2, 5), wanted.address)
             mine.finish()
             return torch.ones(0)
-        return mine.post(wanted).wait()
+        return mine.post(wanted)()
 
     assert torch.equal(on_two_ranks(tmp_path, body)[1], torch.ones(2, 5))
 
@@ -115,7 +115,7 @@ def test_messages_are_told_apart_whatever_their_order(tmp_path: Path) -> None:
             mine.finish()
             return []
         receives = [mine.post(expected(what, minibatch)) for what, minibatch in sorted(sent)]
-        return [receive.wait()[0].item() for receive in receives]
+        return [receive()[0].item() for receive in receives]
 
     assert on_two_ranks(tmp_path, body)[1] == [0.0, 10.0, 20.0, 1.0, 21.0]
 
@@ -129,7 +129,7 @@ def test_sends_are_not_waited_for_within_the_window(tmp_path: Path) -> None:
             mine.send(numbered(minibatch), Address("x", rank, 1 - rank, minibatch))
         dist.barrier()
         addresses = [Address("x", 1 - rank, rank, minibatch) for minibatch in range(200)]
-        total = sum(mine.post(Expected(address, FLOAT)).wait()[0].item() for address in addresses)
+        total = sum(mine.post(Expected(address, FLOAT))()[0].item() for address in addresses)
         mine.finish()
         return total
 
@@ -144,7 +144,7 @@ def test_memory_of_sends_is_let_go_behind_the_window(tmp_path: Path) -> None:
             if rank == 0:
                 mine.send(numbered(minibatch), expected(minibatch=minibatch).address)
             else:
-                mine.post(expected(minibatch=minibatch)).wait()
+                mine.post(expected(minibatch=minibatch))()
         kept = len(mine._sends)
         mine.finish()
         return kept
@@ -156,9 +156,9 @@ def test_a_message_that_never_comes_is_named(tmp_path: Path) -> None:
     def body(rank: int) -> None:
         mine = communicator(timeout=0.3)
         if rank == 1:
-            mine.post(expected("y", 7)).wait()
+            mine.post(expected("y", 7))()
         else:
-            mine.post(Expected(Address("x", 1, 0, 0), FLOAT)).wait()
+            mine.post(Expected(Address("x", 1, 0, 0), FLOAT))()
 
     failures = on_two_ranks(tmp_path, body)
     assert all(isinstance(failure.error, (StallError, PeerLost)) for failure in failures)
@@ -195,7 +195,7 @@ def test_a_peer_that_is_gone_is_named(how: str, tmp_path: Path) -> None:
             os._exit(0)
         (tmp_path / "connected").touch()
         if how == "receive":
-            mine.post(expected("y", 7)).wait()
+            mine.post(expected("y", 7))()
         elif how == "send":
             for minibatch in range(2000):
                 mine.send(torch.zeros(2**10), Address("x", 1, 0, minibatch))
@@ -215,7 +215,7 @@ def test_stages_of_one_rank_hand_over_a_copy() -> None:
     mine.send(tensor, address)
     with torch.no_grad():
         tensor.zero_()
-    received = delivery.wait()
+    received = delivery()
     assert received.tolist() == [1.0] * 3
     assert not received.requires_grad
 
@@ -228,15 +228,7 @@ class Recorder:
 
     def post(self, expected: Expected) -> Any:
         self.posted.append(expected.address.minibatch)
-        return Arrived(expected.address)
-
-
-class Arrived:
-    def __init__(self, address: Address) -> None:
-        self.address = address
-
-    def wait(self) -> Tensor:
-        return numbered(self.address.minibatch)
+        return lambda: numbered(expected.address.minibatch)
 
 
 def test_receives_are_posted_a_few_actions_ahead() -> None:

@@ -62,7 +62,7 @@ def test_the_first_step_tells_no_speed(files: RunFiles) -> None:
 
 
 def test_a_torn_line_of_numbers_is_read_once_it_is_whole(files: RunFiles) -> None:
-    line = runs.step_metrics(1, 1, 1).model_dump_json()
+    line = runs.step_metrics(1, 1, 1).line()
     meter = Meter(files, runs.job())
     files.metrics(1).write_text("torn by a full disk\n" + line[:30])
     meter.update()

@@ -8,10 +8,11 @@ named. Gloo itself accepts a wrong length or dtype in silence; so ``train`` agre
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,10 @@ class Expected(NamedTuple):
 
     address: Address
     spec: TensorSpec
+
+
+Pending = Callable[[], Tensor]
+"""Waits for a tensor from another stage and gives it, once. Raises StallError, PeerLost."""
 
 
 class Communicator:
@@ -88,38 +93,42 @@ class Communicator:
             self._shared = door.meet(dist.get_rank(), [bytes(each.tolist()) for each in cards], self._timeout)
 
     def post(self, expected: Expected) -> Pending:
-        """Start to receive; the tensor is there once ``wait`` of what is returned returns."""
+        """Start to receive."""
         address = expected.address
         if address.source == address.destination:
-            return Delivery(self._local, address)
+            return partial(self._local.pop, address)  # there when it is needed, by the order of the actions
         if address.what in self._varying:
-            return Announced(self, self._post(_header_of(expected)), expected)
+            return partial(self._announced, self._post(_header_of(expected)), expected)
         return self._post(expected)
 
-    def receive_as(self, expected: Expected, shape: tuple[int, ...]) -> Receive | Share:
-        """Start to receive a tensor whose header has told its shape."""
-        return self._post(expected._replace(spec=replace(expected.spec, shape=shape)))
-
-    def take_shared(self, expected: Expected) -> Tensor:
-        """A tensor from a rank of this machine, once it is there. Raises StallError, PeerLost."""
-        address, spec = expected.address, expected.spec
-        assert self._shared is not None
-        what = (address.source, self._wire_tag(address), spec.shape, spec.dtype)
-        if not trace.is_on() and (tensor := self._shared.ready(*what)) is not None:
-            return tensor  # nobody waited, so nobody need be told
-        with Wait(address, self._waiting, "receive", address.minibatch):
-            self._flush()
-            return self._shared.receive(*what)
-
-    def _post(self, expected: Expected) -> Receive | Share:
+    def _post(self, expected: Expected) -> Pending:
         address = expected.address
         if self._shared is not None and address.source in self._shared:
-            return Share(self, expected)
+            return partial(self._taken, self._shared, expected)
         buffer = torch.empty(expected.spec.shape, dtype=expected.spec.dtype, device=self._device)
         with Explained(address):
             work = dist.irecv(buffer, address.source, tag=self._wire_tag(address))
         assert work is not None
-        return Receive(self, work, buffer, address)
+        return partial(self._received, work, buffer, address)
+
+    def _received(self, work: dist.Work, buffer: Tensor, address: Address) -> Tensor:
+        self.wait(work, address)
+        return buffer
+
+    def _announced(self, header: Pending, expected: Expected) -> Tensor:
+        """A tensor whose shape comes ahead of it."""
+        shape = tuple(header().tolist())
+        return self._post(expected._replace(spec=replace(expected.spec, shape=shape)))()
+
+    def _taken(self, shared: SharedMemory, expected: Expected) -> Tensor:
+        """A tensor from a rank of this machine."""
+        address, spec = expected
+        what = (address.source, self._wire_tag(address), spec.shape, spec.dtype)
+        if not trace.is_on() and (tensor := shared.ready(*what)) is not None:
+            return tensor  # nobody waited, so nobody need be told
+        with Wait(address, self._waiting, "receive", address.minibatch):
+            shared.flush()
+            return shared.receive(*what)
 
     def send(self, tensor: Tensor, address: Address, later: bool = False) -> None:
         """Start to send ``tensor``, which must not be written to until the destination has it.
@@ -185,69 +194,6 @@ class Communicator:
         return (address.minibatch * len(self._tags) + self._tags[address.what]) % 2**31
 
 
-class Receive(NamedTuple):
-    """A receive that has been posted."""
-
-    communicator: Communicator
-    work: dist.Work
-    buffer: Tensor
-    address: Address
-
-    def wait(self) -> Tensor:
-        """The tensor, once it has arrived."""
-        self.communicator.wait(self.work, self.address)
-        return self.buffer
-
-
-class Share(NamedTuple):
-    """A tensor that a rank of this machine will put into memory shared with this one."""
-
-    communicator: Communicator
-    expected: Expected
-
-    @property
-    def address(self) -> Address:
-        """What it is."""
-        return self.expected.address
-
-    def wait(self) -> Tensor:
-        """The tensor, once it is there."""
-        return self.communicator.take_shared(self.expected)
-
-
-class Announced(NamedTuple):
-    """A receive whose shape comes ahead of it."""
-
-    communicator: Communicator
-    header: Receive | Share
-    expected: Expected
-
-    @property
-    def address(self) -> Address:
-        """What it is."""
-        return self.expected.address
-
-    def wait(self) -> Tensor:
-        """The tensor, once its shape and then itself have arrived."""
-        shape = tuple(self.header.wait().tolist())
-        return self.communicator.receive_as(self.expected, shape).wait()
-
-
-class Delivery(NamedTuple):
-    """A tensor from one stage of this rank to another: it is there when it is needed, by the order of the actions."""
-
-    local: dict[Address, Tensor]
-    address: Address
-
-    def wait(self) -> Tensor:
-        """The tensor."""
-        return self.local.pop(self.address)
-
-
-Pending = Receive | Share | Announced | Delivery
-"""What ``wait`` can be called on to get a tensor from another stage."""
-
-
 def _header(what: str) -> str:
     return f"shape of {what}"
 
@@ -269,10 +215,10 @@ class Inbox:
         self._communicator = communicator
         self._expected = expected
         self._ahead = ahead
-        self._posted: deque[list[Pending]] = deque()
+        self._posted: deque[list[tuple[str, Pending]]] = deque()
 
     def take(self) -> dict[str, Tensor]:
         """What the next action needs, by name, once all of it is there."""
         while len(self._posted) <= self._ahead and (batch := next(self._expected, None)) is not None:
-            self._posted.append([self._communicator.post(expected) for expected in batch])
-        return {receive.address.what: receive.wait() for receive in self._posted.popleft()}
+            self._posted.append([(each.address.what, self._communicator.post(each)) for each in batch])
+        return {what: pending() for what, pending in self._posted.popleft()}

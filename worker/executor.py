@@ -117,7 +117,7 @@ class Executor:
     def _held(self) -> tuple[int, int]:
         """Minibatches in flight in all stages together, and versions of the weights of the one that has most."""
         runtimes = self.stages.values()
-        return sum([runtime.in_flight for runtime in runtimes]), max([runtime.versions for runtime in runtimes])
+        return sum([runtime.in_flight for runtime in runtimes]), max([runtime.stash.held for runtime in runtimes])
 
     def _expected(self, joint: list[Action]) -> list[Expected]:
         return [expected for action in joint for expected in self.stages[action.stage].expected(action)]
@@ -132,7 +132,7 @@ class Executor:
         if action.kind is Kind.UPDATE:
             return self._update(joint, inbox)
         received, runtime = inbox.take(), self.stages[action.stage]
-        update = next((a for a in following if a.kind is Kind.UPDATE), None)
+        update = following[0] if following and following[0].kind is Kind.UPDATE else None
         if action.kind is Kind.FORWARD:
             runtime.forward(action, received)
         elif action.kind is Kind.BACKWARD:

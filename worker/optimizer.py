@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from worker.flow import Flow
 from worker.spec.cluster import OptimizerSpec
-from worker.update_rules import Group, Lamb, Muon
+from worker.update_rules import FusedAdam, Group, Lamb, Muon
 
 MUON_MOMENTUM = 0.95
 
@@ -51,8 +51,7 @@ def build(
         return torch.optim.NAdam(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, decoupled_weight_decay=True)
     if spec.name == "lamb":
         return Lamb(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
-    rule = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
-    return rule(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True)
+    return FusedAdam(groups, spec.lr, spec.betas, spec.eps, decouples=spec.name == "adamw")
 
 
 def learning_rate(spec: OptimizerSpec, update: int, updates: int, replica_ratio: float = 1.0, delay: int = 0) -> float:

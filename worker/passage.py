@@ -163,4 +163,4 @@ class _Gate:
 
     def _answer_oldest(self) -> None:
         index, pending = self._inside.popleft()
-        self._passage.answered(index, pending.wait())
+        self._passage.answered(index, pending())

@@ -138,7 +138,7 @@ class ReplicaGroup:
         own = self._part_of(exchange, self._rank)
         result = torch.zeros_like(own)
         for rank in self.ranks:
-            result += own if rank == self._rank else exchange.parts[rank].wait()
+            result += own if rank == self._rank else exchange.parts[rank]()
         own.copy_(result)
         what = total(self._stage, exchange.number)
         for rank in self._others:
@@ -147,7 +147,7 @@ class ReplicaGroup:
     def _gathered(self, exchange: Exchange) -> dict[str, Tensor]:
         """The sums of a bucket; in new memory, for the old one may still be on its way."""
         parts = [
-            self._part_of(exchange, rank) if rank == self._rank else exchange.totals[rank].wait() for rank in self.ranks
+            self._part_of(exchange, rank) if rank == self._rank else exchange.totals[rank]() for rank in self.ranks
         ]
         return self._views(torch.cat(parts), exchange.number)
 

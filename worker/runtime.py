@@ -108,13 +108,6 @@ class StageRuntime:
         """Minibatches that were run forward and not yet wholly backward."""
         return len(self._graphs)
 
-    @property
-    def versions(self) -> int:
-        """Versions of the weights that take memory of their own: the current one, and those that graphs still read."""
-        storages = {id(graph.version.storage) for graph in self._graphs.values()}
-        storages.add(id(self.stash.current.storage))
-        return len(storages)
-
     def version_of(self, action: Action) -> int | None:
         """Updates that went into the weights of ``action``; of an update, those before it."""
         if graph := self._graphs.get(action.minibatch):

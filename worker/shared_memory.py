@@ -3,6 +3,7 @@
 A slot is anonymous memory whose descriptor goes to the other rank once. The sender copies a tensor into a free slot and
 says so over a local socket; the receiver's tensor is the slot itself, which is free again when the last use of that
 tensor ends. Loopback would cost two copies in the kernel, and a thread that competes with the computing one.
+A tensor of a few bytes goes over the socket itself.
 """
 
 from __future__ import annotations
@@ -17,17 +18,21 @@ import socket
 import struct
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 MESSAGE = struct.Struct("<QQQ")
 """Wire tag, slot, and the slot's size in bytes. The descriptor of a slot goes with the first message about it."""
+SMALL = 64
+"""Bytes up to which a tensor follows its message: loss weights, scales and headers, with every minibatch."""
+NO_SLOT = 2**64 - 1
+"""In place of a slot, before a small tensor; the size is the tensor's."""
 MOST = 32
 """Messages in one packet. To wake the other rank costs more than all else, so those that can wait share a packet."""
 ROOM = socket.CMSG_SPACE(MOST * struct.calcsize("i"))
@@ -65,11 +70,7 @@ class Slot:
 
     def read(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The tensor in it, in place. With its last use the slot is free."""
-        size = math.prod(shape) * dtype.itemsize
-        if not size:
-            self.free()
-            return torch.empty(shape, dtype=dtype)
-        use = _use(size).from_address(self._start)
+        use = _use(math.prod(shape) * dtype.itemsize).from_address(self._start)
         use.slot = self
         return torch.frombuffer(use, dtype=dtype).view(shape)
 
@@ -91,6 +92,23 @@ def _use(size: int) -> Any:
     return Use
 
 
+class Letter(NamedTuple):
+    """A small tensor that has come with its message."""
+
+    content: bytearray
+
+    def read(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """The tensor."""
+        return (
+            torch.frombuffer(self.content, dtype=dtype).view(shape) if self.content else torch.empty(shape, dtype=dtype)
+        )
+
+
+def _letter(tensor: Tensor, tag: int) -> bytes:
+    whole = tensor.contiguous()
+    return MESSAGE.pack(tag, NO_SLOT, whole.nbytes) + ctypes.string_at(whole.data_ptr(), whole.nbytes)
+
+
 class Neighbour:
     """One other rank of this machine, at the other end of ``line``, which need not be waited for to read."""
 
@@ -103,22 +121,26 @@ class Neighbour:
         self._said: list[bytes] = []
         self._given: list[int] = []
         self._theirs: dict[int, Slot] = {}
-        self._arrived: dict[int, Slot] = {}
+        self._arrived: dict[int, Slot | Letter] = {}
 
     def put(self, tensor: Tensor, tag: int) -> None:
         """Copy ``tensor`` over; ``flush`` says so. Raises ConnectionError, TimeoutError."""
-        size = -(-tensor.nbytes // GRAIN) * GRAIN
+        if tensor.nbytes <= SMALL:
+            self._said.append(_letter(tensor, tag))
+        else:
+            slot = self._free_slot(-(-tensor.nbytes // GRAIN) * GRAIN)
+            slot.write(tensor)
+            self._said.append(MESSAGE.pack(tag, slot.number, slot.size))
+        if len(self._said) == MOST:
+            self.flush()
+
+    def _free_slot(self, size: int) -> Slot:
         slots = self._slots.setdefault(size, [])
         for slot in slots:
             if slot.is_free:
-                break
-        else:
-            slot = self._make(size)
-            slots.append(slot)
-        slot.write(tensor)
-        self._said.append(MESSAGE.pack(tag, slot.number, size))
-        if len(self._said) == MOST:
-            self.flush()
+                return slot
+        slots.append(self._make(size))
+        return slots[-1]
 
     def _make(self, size: int) -> Slot:
         descriptor = os.memfd_create("vpipe", os.MFD_CLOEXEC)
@@ -162,23 +184,32 @@ class Neighbour:
         """Take in all that has been announced, or as far as ``until``. False once the other side has closed."""
         while until is None or until not in self._arrived:
             try:
-                packet, more, _, _ = self.line.recvmsg(MOST * MESSAGE.size, ROOM)
+                packet, more, _, _ = self.line.recvmsg(MOST * (MESSAGE.size + SMALL), ROOM)
             except BlockingIOError:
                 return True
             except ConnectionError:
                 return False
             if not packet:
                 return False
-            new = iter(memoryview(more[0][2]).cast("i") if more else ())
-            for tag, number, size in MESSAGE.iter_unpack(packet):
-                if number not in self._theirs:
-                    descriptor = next(new)
-                    self._theirs[number] = Slot(number, size, descriptor)
-                    os.close(descriptor)
-                self._arrived[tag] = self._theirs[number]
+            self._take_in(packet, iter(memoryview(more[0][2]).cast("i") if more else ()))
         return True
 
-    def take(self, tag: int) -> Slot | None:
+    def _take_in(self, packet: bytes, descriptors: Iterator[int]) -> None:
+        end = 0
+        while end < len(packet):
+            tag, number, size = MESSAGE.unpack_from(packet, end)
+            end += MESSAGE.size
+            if number == NO_SLOT:
+                self._arrived[tag] = Letter(bytearray(packet[end : end + size]))
+                end += size
+                continue
+            if number not in self._theirs:
+                descriptor = next(descriptors)
+                self._theirs[number] = Slot(number, size, descriptor)
+                os.close(descriptor)
+            self._arrived[tag] = self._theirs[number]
+
+    def take(self, tag: int) -> Slot | Letter | None:
         """What has arrived as ``tag``, if it has."""
         return self._arrived.pop(tag, None)
 

@@ -86,12 +86,18 @@ class WeightStash:
         self._received: dict[str, Tensor] = {}
         self._spare: Storage | None = None
         self._written: Storage | None = None
+        self._read = 0
         self._versions = deque([self._on(self._own_storage(), 0)], maxlen=keep + 1)
 
     @property
     def current(self) -> Version:
         """The version that the parameters themselves have."""
         return self._versions[-1]
+
+    @property
+    def held(self) -> int:
+        """Versions that take memory of their own: the current one, and those that graphs in flight read."""
+        return self._read + (self.current.storage.readers == 0)
 
     def version(self, number: int | None) -> Version:
         """The version that ``number`` updates made; the current one for None."""
@@ -126,12 +132,14 @@ class WeightStash:
     def acquire(self, number: int | None = None) -> Version:
         """A version, kept until ``release``."""
         version = self.version(number)
+        self._read += version.storage.readers == 0
         version.storage.readers += 1
         return version
 
     def release(self, version: Version) -> None:
         """Say that the graph that ran on ``version`` has ended."""
         version.storage.readers -= 1
+        self._read -= version.storage.readers == 0
         self._reuse(version.storage)
 
     def install(self, version: Version) -> None:

@@ -178,7 +178,7 @@ def _sum(recent: Iterable[StepMetrics], name: str) -> float:
 def parse(line: bytes) -> StepMetrics | None:
     """One line of a metrics file; None if it is torn."""
     try:
-        return StepMetrics.model_validate_json(line)
+        return StepMetrics.read(line)
     except ValueError:
         return None
 

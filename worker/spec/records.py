@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from worker.spec.cluster import Section
 
@@ -25,25 +26,58 @@ FINAL: frozenset[State] = frozenset({"succeeded", "failed", "stopped", "lost"})
 """States that never change."""
 
 
-class StepMetrics(Section):
-    """One line of metrics/rank-N.jsonl: what one rank did in one step. Seconds are of that step alone."""
+@dataclass(slots=True)
+class StepMetrics:
+    """One line of metrics/rank-N.jsonl: what one rank did in one step. Seconds are of that step alone.
 
-    step: int = Field(description="steps done, counted from 1; under asp every minibatch is a step")
-    time: float = Field(description="Unix time at the step's end")
-    samples: int = Field(description="sequences in this step, on all replicas of the stage")
-    minibatches: int = Field(description="forwards that this rank ran in this step")
-    loss: float | None = Field(None, description="mean loss of the step's targets; on the last stage only")
-    other_losses: list[float] = Field(default_factory=list, description="further loss terms of the model")
+    Checked where it is read, not where it is made: a step may be over in a millisecond.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    step: int
+    """Steps done, counted from 1; under asp every minibatch is a step."""
+    time: float
+    """Unix time at the step's end."""
+    samples: int
+    """Sequences in this step, on all replicas of the stage."""
+    minibatches: int
+    """Forwards that this rank ran in this step."""
     lr: float
-    forward: float = Field(description="seconds in forwards")
-    backward: float = Field(description="seconds in backwards, recomputation included")
-    update: float = Field(description="seconds in clipping and the optimizer")
-    wait: float = Field(description="seconds waiting for another rank or for data")
-    seconds: float = Field(description="wall time since the previous step's end")
-    memory: int = Field(description="peak bytes: resident set on a CPU, allocated on a GPU")
-    grad_norm: float | None = Field(None, description="norm before clipping, where it was computed")
-    in_flight: int = Field(0, description="most minibatches at once that were run forward and not yet wholly backward")
-    versions: int = Field(1, description="most versions of its weights that the rank held at once")
+    forward: float
+    """Seconds in forwards."""
+    backward: float
+    """Seconds in backwards, recomputation included."""
+    update: float
+    """Seconds in clipping and the optimizer."""
+    wait: float
+    """Seconds waiting for another rank or for data."""
+    seconds: float
+    """Wall time since the previous step's end."""
+    memory: int
+    """Peak bytes: resident set on a CPU, allocated on a GPU."""
+    loss: float | None = None
+    """Mean loss of the step's targets; on the last stage only."""
+    other_losses: list[float] = field(default_factory=list)
+    """Further loss terms of the model."""
+    grad_norm: float | None = None
+    """Norm before clipping, where it was computed."""
+    in_flight: int = 0
+    """Most minibatches at once that were run forward and not yet wholly backward."""
+    versions: int = 1
+    """Most versions of its weights that the rank held at once."""
+
+    @classmethod
+    def read(cls, line: str | bytes) -> StepMetrics:
+        """What ``line`` gave. Raises ValueError where the line is torn or another's."""
+        return _STEP.validate_json(line)
+
+    def line(self) -> str:
+        """It as JSON on one line, without what is as by default."""
+        return _STEP.dump_json(self, exclude_defaults=True).decode()
+
+
+_STEP = TypeAdapter(StepMetrics)
 
 
 class RankExit(Section):
