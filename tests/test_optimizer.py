@@ -89,6 +89,23 @@ def test_a_parameter_without_a_gradient_stays(name: str) -> None:
     assert [name for name, start in parameters().items() if not torch.equal(chosen[name], start)] == ["first"]
 
 
+@pytest.mark.parametrize(("name", "torchs"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_adam_is_torchs_bit_for_bit(name: str, torchs: type[torch.optim.Adam]) -> None:
+    spec = OptimizerSpec(name=name, lr=0.1, weight_decay=0.1)
+    ours, theirs = parameters(), parameters()
+    rule = optimizer.build(spec, ours)
+    assert rule is not None
+    decays = [{"params": [p], "weight_decay": 0.1 if p.dim() > 1 else 0.0} for p in theirs.values()]
+    plain = torchs(decays, lr=0.1, betas=spec.betas, eps=spec.eps, fused=True)
+    for number, grads in enumerate(gradients(4)):
+        for each, chosen in ((rule, ours), (plain, theirs)):
+            optimizer.set_learning_rate(each, 0.1 / (number + 1))
+            update(each, chosen, grads)
+    for name in ours:
+        mine, other = rule.state[ours[name]], plain.state[theirs[name]]
+        assert torch.equal(ours[name], theirs[name]) and all(torch.equal(mine[key], other[key]) for key in other)
+
+
 def test_a_stage_without_parameters_has_no_optimizer() -> None:
     assert {optimizer.build(OptimizerSpec(name=name), {}) for name in RULES} == {None}
 

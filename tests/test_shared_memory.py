@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from worker.shared_memory import GREETING, MOST, Door, SharedMemory
+from worker.shared_memory import GREETING, MOST, SMALL, Door, SharedMemory
 
 TIMEOUT = 5.0
 
@@ -59,6 +59,21 @@ def test_what_is_put_is_told_at_once_when_that_is_asked_for(count: int) -> None:
     last = receiver.receive(*what)
     found = [receiver.receive(0, number, (1000,), torch.float32) for number in range(count - 1)]
     assert [tensor[0].item() for tensor in [*found, last]] == list(range(count))
+
+
+@pytest.mark.parametrize("elements", [0, 1, SMALL // 8, SMALL // 8 + 1])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_tensors_around_the_size_that_fits_a_message_arrive(elements: int, dtype: torch.dtype) -> None:
+    sender, receiver = pair()
+    large = elements * torch.int64.itemsize > SMALL
+    tensors = [torch.arange(2 * elements).remainder(number + 2).to(dtype)[::2] for number in range(MOST + 1)]
+    for number, tensor in enumerate(tensors):
+        sender.put(tensor, 1, number)
+    sender.flush()
+    for number, tensor in enumerate(tensors):
+        received = receiver.receive(0, number, (elements,), dtype)
+        assert torch.equal(received, tensor) and received.dtype == dtype
+    assert bool(sender._neighbours[1]._slots) == (large and dtype == torch.int64)
 
 
 def test_memory_is_used_again_once_nobody_reads_it() -> None:

@@ -1,19 +1,21 @@
-"""torch without its compiler, which it imports by itself only to tell it to leave some of its functions alone.
+"""torch without what it does around its work: for its compiler, for hooks that nobody sets, against wrong calls.
 
-That import is of 800 modules and costs a rank half as much again as torch itself, before its first update.
+The compiler it imports by itself only to tell it to leave some functions alone. That import is of 800 modules and costs
+a rank half as much again as torch itself, before its first update. The rest is small, and comes with every minibatch.
 """
 
 from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from types import FunctionType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 
@@ -32,9 +34,19 @@ def spare_the_compiler() -> None:
 
 
 @torch.no_grad()
-def step(optimizer: Optimizer) -> None:
-    """As ``optimizer.step()``, without what torch wraps around it for its compiler, its profiler and for hooks."""
-    _bare(type(optimizer).step)(optimizer)
+def step(optimizer: Optimizer, rule: type[Optimizer] | None = None) -> None:
+    """As ``optimizer.step()``, without what torch wraps around it for its compiler, its profiler and for hooks.
+
+    ``rule``: the class whose step it is, where that is not the optimizer's own.
+    """
+    _bare((rule or type(optimizer)).step)(optimizer)
+
+
+def backward(roots: Sequence[Tensor], seeds: Sequence[Tensor]) -> None:
+    """As ``torch.autograd.backward``, without its checks that each seed has the shape and the kind of its root."""
+    torch.autograd.graph._engine_run_backward(
+        tuple(roots), tuple(seeds), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from worker.trace import NOTHING
 
 LOSS_SCALE = "loss scale"
 """Under fp16 this float32 tensor of shape (1,) crosses every cut with a minibatch: the factor of its gradients."""
+
+SMALL = 8192
+"""Numbers in a tensor up to which a look at each of them costs less than a call of its own for their sum."""
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtype between layers by ``precision``; None: as the layers give it."""
@@ -35,14 +39,31 @@ def rounded(value: Tensor, dtype: torch.dtype | None) -> Tensor:
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the last that has NaN or infinity in it, which a backward reaches first; None if none has.
 
-    A sum over each costs far less than a look at every number; only where a sum is odd, all are looked at. On a CPU
-    Python adds the sums up faster than torch does; a GPU is waited for once.
+    Small ones are looked at together, by what torch's own loss scaling uses: most of a model's gradients are small, and
+    a GPU is waited for once. Of a large one on a CPU a sum costs less. Only where something is odd, all are looked at.
     """
-    sums = [tensor.sum() for tensor in tensors.values()]
-    total = float(sum(sums)) if sums and sums[0].is_cuda else sum(map(float, sums))
-    if math.isfinite(total):
+    together, total = [], 0.0
+    for tensor in tensors.values():
+        if tensor.numel() <= SMALL or tensor.is_cuda:
+            together.append(tensor)
+        else:
+            total += float(tensor.sum())
+    if math.isfinite(total) and not (together and _has_odd(together)):
         return None
     return next((name for name in reversed(list(tensors)) if not bool(tensors[name].isfinite().all())), None)
+
+
+def _has_odd(tensors: list[Tensor]) -> bool:
+    found, one = _flag(tensors[0].device)
+    found.zero_()
+    torch._amp_foreach_non_finite_check_and_unscale_(tensors, found, one)
+    return bool(found)
+
+
+@cache
+def _flag(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of no dimension: what is set to one where a number is not finite, and the factor by which nothing changes."""
+    return torch.zeros((), device=device), torch.ones((), device=device)
 
 
 class LossScaler:

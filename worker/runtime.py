@@ -282,7 +282,8 @@ class StageRuntime:
             )
 
     def _count_loss(self, graph: Graph, sums: Tensor, targets: Mapping[str, Tensor]) -> None:
-        losses = (sums.detach() * self._loss_weights[graph.minibatch]).tolist()
+        weights = self._loss_weights[graph.minibatch].tolist()
+        losses = [loss * weight for loss, weight in zip(sums.tolist(), weights, strict=True)]
         if odd := [loss for loss in losses if not math.isfinite(loss)]:
             what = f"stage {self.topology.stage}: loss {odd[0]} at minibatch {graph.minibatch}"
             what += f", step {self.updates + 1}: {self.stage.first_bad(graph, targets)}"

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from worker import buffers, deferred, trace
+from worker import buffers, deferred, eager, trace
 from worker.data.base import TensorSpec
 from worker.deferred import Deferred, Later
 from worker.errors import ModelError
@@ -102,7 +102,7 @@ class Stage:
         graph = Graph(minibatch, self.stash.acquire(version), leaves, [])
         values = {**leaves, **targets}
         for position, layer in enumerate(self.layers):
-            results = self._layer(position, graph)(*(values[name] for name in layer.inputs))
+            results = self._layer(position, graph, [values[name] for name in layer.inputs])
             values.update(zip(layer.outputs, results, strict=True))
         if self.outgoing is None:
             graph.loss = values[self.layers[-1].outputs[0]]
@@ -165,12 +165,10 @@ class Stage:
         if roots:
             tensors, seeds = zip(*roots, strict=True)
             self.stash.hand_out(graph.version, graph.factor)
-            torch.autograd.backward(tensors, seeds)
+            eager.backward(tensors, seeds)
         self.stash.collect(graph.version, graph.factor)
-        differentiable = {name: graph.inputs[name] for name in graph.inputs if name in self.incoming.differentiable}
-        return {
-            name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in differentiable.items()
-        }
+        leaves = [(name, leaf) for name, leaf in graph.inputs.items() if name in self.incoming.differentiable]
+        return {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves}
 
     def finish(self, graph: Graph, give: Give | None = None) -> None:
         """Compute the gradients that the backward left for later, and let go of the graph's weights.
@@ -206,15 +204,15 @@ class Stage:
                     "let shapes and dtypes depend on nothing but those of the layer's inputs",
                 )
 
-    def _layer(self, position: int, graph: Graph) -> Callable[..., tuple[Tensor, ...]]:
-        run = partial(self._run, position, graph.minibatch, graph.version, graph.later)
+    def _layer(self, position: int, graph: Graph, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        where = position, graph.minibatch, graph.version, graph.later
         if position < self.first_offloaded:
-            return run
+            return self._run(*where, *given)
+        run = partial(self._run, *where)
         if position < self.first_recomputed:
-            return partial(self._offloading, run, graph)
-        return partial(
-            recomputed, self.layers[position].name, run, partial(self._run_again, run, position, graph.minibatch)
-        )
+            return self._offloading(run, graph, *given)
+        again = partial(self._run_again, run, position, graph.minibatch)
+        return recomputed(self.layers[position].name, run, again, *given)
 
     def _offloading(self, run: Callable[..., tuple[Tensor, ...]], graph: Graph, *args: Tensor) -> tuple[Tensor, ...]:
         """``run``, with what it saves for the backward in host memory, but for what the graph or others hold anyway."""
@@ -232,8 +230,11 @@ class Stage:
         """One layer with the weights of ``version`` and the random numbers of ``minibatch``, now or again later."""
         self.stash.install(version)
         seed_layer(self._seed, minibatch, self.first_layer + position, self.device)
+        layer, module = self.layers[position], self.modules[position]
+        if not self._split and self._dtype is None:
+            return outputs_of(layer, module(*args))
         with arithmetic(self._dtype, self.device), Deferred(later) if self._split else trace.NOTHING:
-            outputs = outputs_of(self.layers[position], self.modules[position](*args))
+            outputs = outputs_of(layer, module(*args))
         if self.outgoing is None and position == len(self.layers) - 1:
             return outputs  # the loss stays float32
         return tuple(rounded(value, self._dtype) for value in outputs)

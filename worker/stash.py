@@ -157,15 +157,15 @@ class WeightStash:
         """Let the next backward on ``version`` add to the sums so far, in place: the same sums, with a copy less."""
         if factor != 1.0:
             return  # this backward's gradients must be divided before they join the others
-        for name, leaf in version.leaves.items():
-            if leaf.requires_grad:
-                leaf.grad = self.gradients.pop(name, None)
+        for name in self.gradients.keys() & version.leaves.keys():
+            version.leaves[name].grad = self.gradients.pop(name)
 
     def collect(self, version: Version, factor: float = 1.0) -> None:
         """Add the gradients, over ``factor``, that a backward left on the leaves of ``version``, in order of calls."""
         for name, leaf in version.leaves.items():
-            if leaf.grad is not None:
-                self._take(name, leaf, factor)
+            if (gradient := leaf.grad) is not None:
+                leaf.grad = None
+                self._add(name, gradient, factor)
 
     @contextmanager
     def collecting(self, version: Version, factor: float, give: Give) -> Iterator[None]:
@@ -185,21 +185,21 @@ class WeightStash:
         names = {id(leaf): name for name, leaf in version.leaves.items()}
 
         def take(leaf: Tensor) -> None:
-            name = names[id(leaf)]
-            self._take(name, leaf, factor)
+            name, gradient = names[id(leaf)], leaf.grad
+            assert gradient is not None
+            leaf.grad = None
+            self._add(name, gradient, factor)
             give(name, self.gradients[name])
 
         return take
 
-    def _take(self, name: str, leaf: Tensor, factor: float) -> None:
-        assert leaf.grad is not None
+    def _add(self, name: str, gradient: Tensor, factor: float) -> None:
         if factor != 1.0:
-            leaf.grad.div_(factor)
+            gradient.div_(factor)
         if name in self.gradients:
-            self.gradients[name].add_(leaf.grad)
+            self.gradients[name].add_(gradient)
         else:
-            self.gradients[name] = leaf.grad
-        leaf.grad = None
+            self.gradients[name] = gradient
 
     @property
     def on_loan(self) -> Mapping[str, Tensor]:

@@ -36,15 +36,15 @@ class FusedAdam(Adam):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody here has a closure
         """Update every parameter that has a gradient."""
         chosen = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        if not all(self.state[p] for parameters in chosen for p in parameters):
-            super().step()  # which makes the state, and refuses what it cannot take
+        states = [[self.state[p] for p in parameters] for parameters in chosen]
+        if not all(map(all, states)):
+            eager.step(self, Adam)  # which makes the state, and refuses what it cannot take
             return
-        for group, parameters in zip(self.param_groups, chosen, strict=True):
+        for group, parameters, known in zip(self.param_groups, chosen, states, strict=True):
             if parameters:
-                self._update(group, parameters)
+                self._update(group, parameters, known)
 
-    def _update(self, group: Group, parameters: list[Any]) -> None:
-        states = [self.state[p] for p in parameters]
+    def _update(self, group: Group, parameters: list[Any], states: list[dict[str, Tensor]]) -> None:
         steps, (beta1, beta2) = [state["step"] for state in states], group["betas"]
         torch._foreach_add_(steps, 1)
         self._kernel(
