@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from worker.shared_memory import GREETING, MOST, SMALL, Door, SharedMemory
+from worker.door import GREETING, Door
+from worker.shared_memory import MOST, SMALL, SharedMemory
 
 TIMEOUT = 5.0
 
@@ -33,6 +34,10 @@ def doors() -> Iterator[list[Door]]:
     yield made
     for door in made:
         door.close()
+
+
+def meet(doors: list[Door], rank: int, cards: list[bytes]) -> SharedMemory:
+    return SharedMemory(doors[rank].meet(rank, cards, TIMEOUT), TIMEOUT)
 
 
 def floats(value: float) -> torch.Tensor:
@@ -148,7 +153,7 @@ def test_ranks_of_one_machine_find_each_other(doors: list[Door]) -> None:
     cards = [door.card for door in doors]
     cards.append(bytes(32) + bytes(16))  # a rank of another machine
     with ThreadPoolExecutor() as pool:
-        met = list(pool.map(lambda rank: doors[rank].meet(rank, cards, TIMEOUT), range(3)))
+        met = list(pool.map(lambda rank: meet(doors, rank, cards), range(3)))
     assert [[other in memory for other in range(4)] for memory in met] == [
         [False, True, True, False],
         [True, False, True, False],
@@ -163,7 +168,7 @@ def test_who_does_not_know_the_secret_is_turned_away(doors: list[Door]) -> None:
         stranger.connect(address)
         stranger.sendall(GREETING.pack(1, bytes(16)))
         with ThreadPoolExecutor() as pool:
-            met = list(pool.map(lambda rank: doors[rank].meet(rank, cards, TIMEOUT), range(2)))
+            met = list(pool.map(lambda rank: meet(doors, rank, cards), range(2)))
         send(met[1], floats(5), 0, 0)
         assert met[0].receive(1, 0, (1000,), torch.float32)[0].item() == 5
         stranger.settimeout(TIMEOUT)

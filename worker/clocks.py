@@ -7,7 +7,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from worker.shared_memory import machine
+from worker.door import machine
 
 ROUNDS = 8
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from worker import trace
 from worker.data.base import TensorSpec
-from worker.shared_memory import Door, SharedMemory
+from worker.door import Door
+from worker.shared_memory import SharedMemory
 from worker.trace import Stopwatch
 from worker.waits import Explained, Wait
 
@@ -90,7 +91,8 @@ class Communicator:
             card = torch.frombuffer(bytearray(door.card), dtype=torch.uint8)
             cards = [torch.empty_like(card) for _ in range(dist.get_world_size())]
             dist.all_gather(cards, card)
-            self._shared = door.meet(dist.get_rank(), [bytes(each.tolist()) for each in cards], self._timeout)
+            lines = door.meet(dist.get_rank(), [bytes(each.tolist()) for each in cards], self._timeout)
+            self._shared = SharedMemory(lines, self._timeout)
 
     def post(self, expected: Expected) -> Pending:
         """Start to receive."""

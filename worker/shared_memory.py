@@ -1,17 +1,13 @@
 """Tensors between ranks of one machine through memory that both map: one copy by the sender, none by the receiver.
 
-A slot is anonymous memory whose descriptor goes to the other rank once. The sender copies a tensor into a free slot and
-says so over a local socket; the receiver's tensor is the slot itself, which is free again when the last use of that
-tensor ends. Loopback would cost two copies in the kernel, and a thread that competes with the computing one.
-A tensor of a few bytes goes over the socket itself.
+A slot is anonymous memory whose descriptor goes to the other rank once; a local socket then says what has been put into
+which. Loopback would cost two copies in the kernel, and a thread that competes with the computing one. A tensor of a
+few bytes goes over the socket itself.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import hmac
-import math
 import os
 import select
 import socket
@@ -19,13 +15,12 @@ import struct
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from worker.slots import Slot
 
 MESSAGE = struct.Struct("<QQQ")
 """Wire tag, slot, and the slot's size in bytes. The descriptor of a slot goes with the first message about it."""
@@ -37,59 +32,7 @@ MOST = 32
 """Messages in one packet. To wake the other rank costs more than all else, so those that can wait share a packet."""
 ROOM = socket.CMSG_SPACE(MOST * struct.calcsize("i"))
 """Bytes beside it for the descriptors of so many slots."""
-GREETING = struct.Struct("<Q16s")
-"""Rank of who connects, and the secret of who listens."""
 GRAIN = 1 << 16
-FREE, TAKEN = 0, 1
-
-
-class Slot:
-    """Memory shared by two ranks; the byte behind it says whether the receiver still needs it."""
-
-    def __init__(self, number: int, size: int, descriptor: int) -> None:
-        self.number = number
-        self.size = size
-        # torch's own mapping keeps no descriptor open, as Python's would: many slots may be in flight.
-        path = f"/proc/self/fd/{descriptor}"
-        self._memory = torch.from_file(path, shared=True, size=size + 1, dtype=torch.uint8)
-        self._start = self._memory.data_ptr()
-        self._state = ctypes.c_ubyte.from_address(self._start + size)
-
-    @property
-    def is_free(self) -> bool:
-        """Whether nobody needs what is in it."""
-        return self._state.value == FREE
-
-    def write(self, tensor: Tensor) -> None:
-        """Copy ``tensor`` into it, and keep it until the receiver lets go."""
-        if tensor.is_contiguous():  # by torch's own means it would cost four calls, each dear on a processor just woken
-            ctypes.memmove(self._start, tensor.data_ptr(), tensor.nbytes)
-        else:
-            self._memory[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
-        self._state.value = TAKEN
-
-    def read(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """The tensor in it, in place. With its last use the slot is free."""
-        use = _use(math.prod(shape) * dtype.itemsize).from_address(self._start)
-        use.slot = self
-        return torch.frombuffer(use, dtype=dtype).view(shape)
-
-    def free(self) -> None:
-        """Say that nobody needs what is in it any more."""
-        self._state.value = FREE
-
-
-@cache
-def _use(size: int) -> Any:
-    """What a tensor of ``size`` bytes in a slot refers to. While it lives, the slot is taken and its memory mapped."""
-
-    class Use(ctypes.c_char * size):  # type: ignore[misc]  # ctypes makes its array types while a program runs
-        slot: Slot
-
-        def __del__(self) -> None:
-            self.slot.free()
-
-    return Use
 
 
 class Letter(NamedTuple):
@@ -274,70 +217,6 @@ class SharedMemory:
         return slot.read(shape, dtype)
 
 
-class Door:
-    """Where other ranks of this machine find this one. ``pass_for`` tells them; only they can use it."""
-
-    def __init__(self) -> None:
-        self._secret = os.urandom(16)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(_name(self._secret))
-        self._listener.listen(128)
-
-    @property
-    def card(self) -> bytes:
-        """48 bytes for the other ranks: which machine this is, and the secret that opens the door."""
-        return machine() + self._secret
-
-    def meet(self, rank: int, cards: list[bytes], timeout: float) -> SharedMemory:
-        """Connect with every rank of this machine, which all do this at once.
-
-        Raises ConnectionError, TimeoutError.
-        """
-        here = [other for other, card in enumerate(cards) if other != rank and card[:32] == machine()]
-        lines = {other: _call(rank, cards[other][32:], timeout) for other in here if other < rank}
-        deadline = time.monotonic() + timeout
-        while len(lines) < len(here):
-            self._listener.settimeout(max(0.01, deadline - time.monotonic()))
-            line, _ = self._listener.accept()
-            line.settimeout(timeout)
-            caller = self._admit(line)
-            if caller is not None and caller in here:
-                lines[caller] = line
-            else:
-                line.close()
-        return SharedMemory(lines, timeout)
-
-    def close(self) -> None:
-        """Let nobody else in."""
-        self._listener.close()
-
-    def _admit(self, line: socket.socket) -> int | None:
-        """Anyone on the machine can see the door; only ranks of the job know its secret."""
-        with suppress(OSError, struct.error):
-            rank, secret = GREETING.unpack(line.recv(GREETING.size))
-            if hmac.compare_digest(secret, self._secret):
-                return int(rank)
-        return None
-
-
-def machine() -> bytes:
-    """32 bytes that are alike for two processes that can share memory through a local socket."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
-    return hashlib.sha256(boot + os.readlink("/proc/self/ns/net").encode()).digest()
-
-
 def _close(lines: list[socket.socket]) -> None:
     for line in lines:
         line.close()
-
-
-def _name(secret: bytes) -> bytes:
-    return b"\0vpipe-" + hashlib.sha256(secret).hexdigest().encode()
-
-
-def _call(rank: int, secret: bytes, timeout: float) -> socket.socket:
-    line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    line.settimeout(timeout)
-    line.connect(_name(secret))
-    line.sendall(GREETING.pack(rank, secret))
-    return line
