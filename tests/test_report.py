@@ -13,6 +13,7 @@ from vpipe_cli.app import app
 from vpipe_cli.report.collect import collect
 from vpipe_cli.report.page import page
 from vpipe_cli.report.steps import POINTS, Steps
+from vpipe_cli.runs.metrics import steps_of
 from worker.spec.files import RunFiles
 from worker.spec.records import StepMetrics
 
@@ -40,7 +41,7 @@ def step(number: int, loss: float | None = None) -> StepMetrics:
 def write(files: RunFiles, rank: int, steps: list[StepMetrics]) -> None:
     path = files.metrics(rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(each.model_dump_json() + "\n" for each in steps))
+    path.write_text("".join(each.line() + "\n" for each in steps))
 
 
 def trained(home: Path, number: int = 1) -> RunFiles:
@@ -128,7 +129,7 @@ def test_the_page_refers_to_nothing_outside(tmp_path: Path) -> None:
 def test_a_step_that_was_done_again_counts_once(tmp_path: Path) -> None:
     files = runs.make_run(tmp_path)
     write(files, 0, [step(1, 4.0), step(2, 3.0), step(3, 2.0), step(2, 2.5), step(3, 1.5)])
-    assert Steps.read(files.metrics(0)).losses() == [(1, 4.0), (2, 2.5), (3, 1.5)]
+    assert Steps(steps_of(files.metrics(0))).losses() == [(1, 4.0), (2, 2.5), (3, 1.5)]
 
 
 def test_a_long_run_is_thinned_out_without_losing_its_mean() -> None:

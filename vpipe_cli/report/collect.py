@@ -11,7 +11,7 @@ from vpipe_cli.report import spans
 from vpipe_cli.report.steps import POINTS, Steps
 from vpipe_cli.runs import logs
 from vpipe_cli.runs.job import placed_job
-from vpipe_cli.runs.metrics import baseline_loss
+from vpipe_cli.runs.metrics import baseline_loss, steps_of
 from vpipe_cli.runs.outcome import outcome
 from vpipe_cli.runs.store import Run
 from vpipe_cli.sanitize import clean
@@ -58,7 +58,7 @@ def collect(run: Run) -> dict[str, Any]:
 
 def numbers(run: Run, job: Job, points: int = POINTS) -> dict[str, Any]:
     """What the ranks of a run measured: curves of at most ``points``, and of each rank where its time went."""
-    ranks = [Steps.read(run.files.metrics(rank.rank)) for rank in job.ranks]
+    ranks = [Steps(steps_of(run.files.metrics(rank.rank))) for rank in job.ranks]
     last = ranks[job.loss_rank]
     return {
         "losses": last.losses(points),

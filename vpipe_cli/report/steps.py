@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TypeVar
 
-from vpipe_cli.runs.metrics import parse
-from worker import logfilter
 from worker.spec.records import StepMetrics
 
 POINTS = 400
@@ -20,17 +17,6 @@ class Steps:
 
     def __init__(self, steps: Sequence[StepMetrics]) -> None:
         self.steps = steps
-
-    @classmethod
-    def read(cls, path: Path) -> Steps:
-        """Those in a metrics file, which need not exist."""
-        steps: list[StepMetrics] = []
-        for _, line in logfilter.forward(str(path), 0):
-            if step := parse(line):
-                while steps and steps[-1].step >= step.step:
-                    steps.pop()
-                steps.append(step)
-        return cls(steps)
 
     def losses(self, points: int = POINTS) -> list[tuple[int, float]]:
         """(step, mean loss) in at most so many pieces."""

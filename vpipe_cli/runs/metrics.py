@@ -183,6 +183,17 @@ def parse(line: bytes) -> StepMetrics | None:
         return None
 
 
+def steps_of(path: Path) -> list[StepMetrics]:
+    """The steps of a rank in order, each once, from a file that need not exist."""
+    steps: list[StepMetrics] = []
+    for _, line in logfilter.forward(str(path), 0):
+        if step := parse(line):
+            while steps and steps[-1].step >= step.step:
+                steps.pop()
+            steps.append(step)
+    return steps
+
+
 def last_step(path: Path) -> StepMetrics | None:
     """The newest step in a metrics file."""
     return next(filter(None, (parse(line) for _, line in logfilter.backward(str(path)))), None)

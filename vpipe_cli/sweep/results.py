@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from statistics import median
 
 from vpipe_cli.runs.job import placed_job
-from vpipe_cli.runs.metrics import last_step, parse
+from vpipe_cli.runs.metrics import last_step, steps_of
 from vpipe_cli.runs.outcome import Outcome, outcome
 from vpipe_cli.runs.store import Run
 from vpipe_cli.sweep.lanes import machines_setting
 from vpipe_cli.sweep.memory import ran_out
 from vpipe_cli.sweep.records import Definition, Row, Trial
-from worker import logfilter
 from worker.errors import NotFinished
 from worker.spec.job import Job
 from worker.spec.records import FINAL, RankExit, StepMetrics
@@ -48,7 +47,7 @@ def row_of(trial: Trial, run: Run, warmup: int | None) -> Row:
 
 def _measured(run: Run, job: Job, stands: Outcome, warmup: int | None) -> dict[str, object]:
     last = job.loss_rank
-    paced = without_warmup(steps_of(run, last), warmup)
+    paced = without_warmup(steps_of(run.files.metrics(last)), warmup)
     seconds = sum(step.seconds for step in paced)
     newest = {rank.rank: last_step(run.files.metrics(rank.rank)) for rank in job.ranks}
     memory = {rank.stage: step.memory for rank in job.ranks if (step := newest[rank.rank])}
@@ -63,17 +62,6 @@ def _measured(run: Run, job: Job, stands: Outcome, warmup: int | None) -> dict[s
         found["idle"] = [stage.idle_share for stage in stands.result.stages]
         found["seconds"] = stands.result.seconds
     return found
-
-
-def steps_of(run: Run, rank: int) -> list[StepMetrics]:
-    """The steps of a rank in order, each once: what a resumed run did again takes the place of what was before."""
-    steps: list[StepMetrics] = []
-    for _, line in logfilter.forward(str(run.files.metrics(rank)), 0):
-        if step := parse(line):
-            while steps and steps[-1].step >= step.step:
-                steps.pop()
-            steps.append(step)
-    return steps
 
 
 def without_warmup(steps: Sequence[StepMetrics], warmup: int | None) -> list[StepMetrics]:
