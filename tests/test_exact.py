@@ -15,8 +15,9 @@ from worker.data.base import Source
 from worker.models.base import Model
 from worker.precision import LossScaler
 from worker.schedule.job import rank_actions
-from worker.spec.cluster import CHUNKED, BertSpec, ClusterSpec, DataSpec, OptimizerSpec, PipelineSpec, RunSpec
+from worker.spec.cluster import BertSpec, ClusterSpec, DataSpec, OptimizerSpec, PipelineSpec, RunSpec
 from worker.spec.job import Job, StageTimes
+from worker.spec.pipeline import CHUNKED
 from worker.stash import WeightStash
 
 PARTITIONS = [[6], [3, 3], [1, 2, 2, 1]]

@@ -23,17 +23,9 @@ from worker.communication import Address, Communicator
 from worker.errors import ScheduleError
 from worker.executor import Executor
 from worker.schedule.job import prove
-from worker.spec.cluster import (
-    CHUNKED,
-    OWN_DEPTH,
-    REPLICATED,
-    SYNC_MODES,
-    ClusterSpec,
-    OptimizerSpec,
-    PipelineSpec,
-    RunSpec,
-)
+from worker.spec.cluster import ClusterSpec, OptimizerSpec, PipelineSpec, RunSpec
 from worker.spec.job import Job
+from worker.spec.pipeline import CHUNKED, OWN_DEPTH, REPLICATED, SYNC_MODES
 
 FLUSHING = [name for name, modes in SYNC_MODES.items() if "bsp" in modes]
 

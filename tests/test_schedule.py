@@ -28,7 +28,7 @@ from worker.schedule import (
     validate,
     versions,
 )
-from worker.spec.cluster import SYNC_MODES
+from worker.spec.pipeline import SYNC_MODES
 
 PLAIN = [name for name, schedule in SCHEDULES.items() if not schedule.is_chunked and not schedule.is_searched]
 CASES = [(name, mode) for name in PLAIN for mode in SCHEDULES[name].sync_modes]

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from vpipe_cli import explain, machines, yamltree
 from vpipe_cli.yamltree import Mistake, Node, Place
-from worker.spec.cluster import CHUNKED, ClusterSpec
+from worker.spec.cluster import ClusterSpec
+from worker.spec.pipeline import CHUNKED
 from worker.spec.slurm import SlurmSpec
 
 MINIBATCHES_PER_STEP = 8

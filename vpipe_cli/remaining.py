@@ -14,7 +14,8 @@ from itertools import groupby
 from vpipe_cli import machines
 from vpipe_cli.machines import HERE, Slot
 from worker.errors import UnreachableError
-from worker.spec.cluster import CHUNKED, REPLICATED, ClusterSpec
+from worker.spec.cluster import ClusterSpec
+from worker.spec.pipeline import CHUNKED, REPLICATED
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from worker.planner.costs import Fleet
 from worker.planner.scheme import Scheme
 from worker.planner.solve import Freedom
 from worker.schedule.table import SCHEDULES
-from worker.spec.cluster import CHUNKED, REPLICATED, SYNC_MODES, ClusterSpec, PipelineSpec
+from worker.spec.cluster import ClusterSpec, PipelineSpec
 from worker.spec.job import Plan, Predicted, StageTimes
+from worker.spec.pipeline import CHUNKED, REPLICATED, SYNC_MODES
 from worker.spec.planner import PlannerSpec, size
 from worker.spec.profile import LinkProfile, Profile
 

@@ -8,8 +8,9 @@ from worker.errors import UsageError
 from worker.planner.estimate import layer_flops
 from worker.planner.job import is_planned, plan_job
 from worker.planner.partition import balance
-from worker.spec.cluster import CHUNKED, ClusterSpec
+from worker.spec.cluster import ClusterSpec
 from worker.spec.job import Plan
+from worker.spec.pipeline import CHUNKED
 from worker.spec.profile import Profile
 
 
