@@ -172,7 +172,7 @@ def _fresh(like: Tensor) -> Tensor:
 
 
 def _sleep(seconds: float) -> None:
-    """Not at all for 0: the kernel would take that for some 55 microseconds, and the processor would go idle."""
+    """Not at all for 0: the kernel would sleep for as long as its timers are slack, and the processor go idle."""
     if seconds:
         time.sleep(seconds)
 

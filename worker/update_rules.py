@@ -16,7 +16,7 @@ Group = dict[str, Any]
 
 
 class FusedAdam(Adam):
-    """torch's fused Adam (Kingma and Ba 2015) or AdamW: its state and its kernel, bit for bit, in a third of the time.
+    """torch's fused Adam (Kingma and Ba 2015) or AdamW: its state and its kernel, bit for bit, called directly.
 
     Under ASP every minibatch has an update, and around the kernel torch sorts, checks and wraps for cases that do not
     occur here: parameters are real, dense, float32 and on one device.
