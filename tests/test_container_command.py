@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.rig import wait_for
 from vpipe_cli.container.command import environment, mount, wrap
 from vpipe_cli.container.store import Image
 from worker import __version__
@@ -186,7 +187,7 @@ def test_the_end_of_the_starter_is_the_end_of_the_tree(
 ) -> None:
     token = f"test-{os.getpid()}-{time.monotonic_ns()}"
     process = start(small_image, token)
-    assert len(carriers(token)) == 2, "the rank and its child are seen from outside"
+    wait_for(lambda: len(carriers(token)) == 2)  # the child has its environment a moment after it has begun
     end(process)
     process.communicate(timeout=30)
     deadline = time.monotonic() + 10
